@@ -1,0 +1,2 @@
+//! Paths as Go matches them.
+#![forbid(unsafe_code)]
