@@ -181,7 +181,7 @@ impl Answers {
 }
 
 /// Names another front end.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Forward {
     /// The image.
     pub source: String,
