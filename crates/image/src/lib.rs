@@ -12,4 +12,4 @@ pub use config::ImageConfig;
 pub use digest::Digest;
 pub use manifest::{Descriptor, Index, Manifest};
 pub use platform::Platform;
-pub use reference::ImageRef;
+pub use reference::{ImageRef, RefDigest};
