@@ -1,1 +1,43 @@
-//! x
+//! State on disk: the database, blobs, layers, snapshots, file operations on them, and content digests.
+//!
+//! Everything is synchronous and may be called from any thread. What the database does not refer to is rubbish
+//! and is removed in the background; what it refers to was written before it was referred to.
+
+#![forbid(unsafe_code)]
+
+pub mod blob;
+pub mod cachemount;
+pub mod content;
+pub mod context;
+pub mod error;
+pub mod fileop;
+pub mod image;
+pub mod layer;
+pub mod prune;
+pub mod record;
+pub mod snapshot;
+pub mod store;
+pub mod tree;
+
+pub use blob::{BlobReader, BlobStore, BlobWriter};
+pub use cachemount::{CacheMount, Sharing};
+pub use context::ContextTree;
+pub use error::StoreError;
+pub use image::StoredImage;
+pub use prune::{PrunePolicy, Pruned, Usage};
+pub use record::{CacheKey, Info, Record, RecordId, RecordType};
+pub use snapshot::{LayerDraft, LayerId, Pin, Snapshot};
+pub use store::{Options, Store};
+pub use tree::{Source, Tree};
+
+/// Watches a long operation: told of progress, asked whether to go on. `()` watches nothing.
+pub trait Observer: Sync {
+    /// Is told of files and bytes done since the last call.
+    fn advance(&self, _files: u64, _bytes: u64) {}
+    /// Returns true when the operation is to stop; it then ends with an error.
+    fn is_cancelled(&self) -> bool {
+        false
+    }
+}
+
+impl Observer for () {}

@@ -1,0 +1,430 @@
+//! Layers and the chains of them that are snapshots.
+
+use crate::record::Info;
+use crate::store::{Store, lock, now_ms};
+use crate::tree::Tree;
+use crate::StoreError;
+use bud_sandbox::overlay::Overlay;
+use rusqlite::{OptionalExtension, params};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+/// The number of a layer: the name of its directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LayerId(pub i64);
+
+/// A file tree: a chain of layers, bottom first. The empty chain is `scratch`.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Snapshot(Arc<[LayerId]>);
+
+impl std::fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|id| id.0)).finish()
+    }
+}
+
+impl Snapshot {
+    /// Returns the empty tree.
+    #[must_use]
+    pub fn scratch() -> Self {
+        Self(Arc::new([]))
+    }
+
+    /// Makes a snapshot of layers that are known to exist, bottom first.
+    #[must_use]
+    pub fn from_layers(layers: Vec<LayerId>) -> Self {
+        Self(layers.into())
+    }
+
+    /// Returns the layers, bottom first.
+    #[must_use]
+    pub fn layers(&self) -> &[LayerId] {
+        &self.0
+    }
+
+    /// Returns the topmost layer.
+    #[must_use]
+    pub fn top(&self) -> Option<LayerId> {
+        self.0.last().copied()
+    }
+
+    /// Returns true for the empty chain.
+    #[must_use]
+    pub fn is_scratch(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Returns this chain with a layer more on top.
+    #[must_use]
+    pub fn with(&self, layer: LayerId) -> Self {
+        Self(self.0.iter().copied().chain([layer]).collect())
+    }
+
+    /// Stacks snapshots, later ones winning: a merge. A layer that is in the chain already is not stacked twice in a row.
+    #[must_use]
+    pub fn stacked(parts: &[Snapshot]) -> Self {
+        let mut layers: Vec<LayerId> = Vec::new();
+        for part in parts {
+            let common = if layers.iter().zip(part.0.iter()).take_while(|(a, b)| a == b).count() == layers.len() {
+                layers.len()
+            } else {
+                0
+            };
+            layers.extend(&part.0[common..]);
+        }
+        Self(layers.into())
+    }
+
+    /// Writes the chain as text, for the database and for keys.
+    pub(crate) fn to_text(&self) -> String {
+        let mut text = String::with_capacity(self.0.len() * 4);
+        for id in self.0.iter() {
+            if !text.is_empty() {
+                text.push(',');
+            }
+            text.push_str(&id.0.to_string());
+        }
+        text
+    }
+
+    pub(crate) fn from_text(text: &str) -> Result<Self, StoreError> {
+        if text.is_empty() {
+            return Ok(Self::scratch());
+        }
+        let ids = text.split(',').map(|id| id.parse().map(LayerId));
+        ids.collect::<Result<Vec<_>, _>>().map(Self::from_layers).map_err(|_| StoreError::Damaged("chain of layers"))
+    }
+}
+
+/// Keeps layers from being pruned while it lives.
+pub struct Pin {
+    store: Arc<Store>,
+    layers: Vec<LayerId>,
+}
+
+impl std::fmt::Debug for Pin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Pin").field(&self.layers).finish()
+    }
+}
+
+impl Clone for Pin {
+    fn clone(&self) -> Self {
+        let mut pins = lock(&self.store.pins);
+        Self::locked(&self.store, &mut pins, self.layers.clone())
+    }
+}
+
+impl Pin {
+    pub(crate) fn locked(
+        store: &Arc<Store>,
+        pins: &mut std::collections::HashMap<LayerId, usize>,
+        layers: Vec<LayerId>,
+    ) -> Self {
+        for id in &layers {
+            *pins.entry(*id).or_insert(0) += 1;
+        }
+        Self { store: Arc::clone(store), layers }
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        let mut pins = lock(&self.store.pins);
+        for id in &self.layers {
+            if let Some(count) = pins.get_mut(id) {
+                *count -= 1;
+                if *count == 0 {
+                    pins.remove(id);
+                }
+            }
+        }
+    }
+}
+
+impl Store {
+    /// Makes a new layer on top of a snapshot, to be filled and then committed.
+    ///
+    /// # Errors
+    /// A layer of the parent is gone, or the directory can't be made.
+    pub fn draft(self: &Arc<Self>, parent: &Snapshot) -> Result<LayerDraft, StoreError> {
+        let pin = self.pin(parent)?;
+        let id = self.new_layer_id()?;
+        let draft = LayerDraft {
+            dir: self.layers_dir().join(id.0.to_string()),
+            store: Arc::clone(self),
+            id,
+            parent: parent.clone(),
+            continues: false,
+            notes: Mutex::default(),
+            pin,
+            kept: false,
+        };
+        draft.make_dirs()?;
+        Ok(draft)
+    }
+
+    /// Keeps the layers of a snapshot from being pruned until the guard is dropped.
+    ///
+    /// # Errors
+    /// A layer is gone already.
+    pub fn pin(self: &Arc<Self>, snapshot: &Snapshot) -> Result<Pin, StoreError> {
+        let mut pins = lock(&self.pins);
+        if let Some(gone) = self.missing_layer(snapshot, &pins)? {
+            return Err(StoreError::LayerGone(gone.0));
+        }
+        Ok(Pin::locked(self, &mut pins, snapshot.layers().to_vec()))
+    }
+
+    /// Returns a layer of a snapshot that the database doesn't know.
+    pub(crate) fn missing_layer(
+        &self,
+        snapshot: &Snapshot,
+        pins: &std::collections::HashMap<LayerId, usize>,
+    ) -> Result<Option<LayerId>, StoreError> {
+        let db = self.database();
+        let mut known = db.prepare_cached("SELECT 1 FROM layers WHERE id = ?")?;
+        for id in snapshot.layers() {
+            if !pins.contains_key(id) && !known.exists([id.0])? {
+                return Ok(Some(*id));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Returns the directory of a layer's files, as overlay has it.
+    pub(crate) fn layer_fs(&self, id: LayerId) -> PathBuf {
+        self.layers_dir().join(id.0.to_string()).join("fs")
+    }
+
+    /// Returns the directories of a snapshot for an overlay mount, top first.
+    #[must_use]
+    pub fn lowers(&self, snapshot: &Snapshot) -> Vec<PathBuf> {
+        snapshot.layers().iter().rev().map(|id| self.layer_fs(*id)).collect()
+    }
+
+    /// Returns a read-only overlay of a snapshot.
+    ///
+    /// Overlay wants two directories where there is no upper one, so an empty one is put below.
+    #[must_use]
+    pub fn overlay(&self, snapshot: &Snapshot) -> Overlay {
+        let mut lowers = self.lowers(snapshot);
+        while lowers.len() < 2 {
+            lowers.push(self.empty_dir());
+        }
+        Overlay { lowers, upper: None, work: None, volatile: false }
+    }
+
+    /// Splits a snapshot into the layers that an image of it has: for each, the chain that ends with it.
+    ///
+    /// An image layer may be made of several layer directories; then only the last one's chain is returned.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn logical_layers(&self, snapshot: &Snapshot) -> Result<Vec<Snapshot>, StoreError> {
+        let mut chains: Vec<Snapshot> = Vec::new();
+        let layers = snapshot.layers();
+        for (i, id) in layers.iter().enumerate() {
+            let chain = Snapshot::from_layers(layers[..=i].to_vec());
+            if self.continues(*id)? && !chains.is_empty() {
+                chains.pop();
+            }
+            chains.push(chain);
+        }
+        Ok(chains)
+    }
+
+    pub(crate) fn continues(&self, id: LayerId) -> Result<bool, StoreError> {
+        self.database()
+            .prepare_cached("SELECT continues FROM layers WHERE id = ?")?
+            .query_row([id.0], |row| row.get(0))
+            .optional()?
+            .ok_or(StoreError::LayerGone(id.0))
+    }
+
+    /// Returns the owners that files of a layer should have but can't on this machine (only the user's own ID is mapped).
+    pub(crate) fn layer_owners(&self, id: LayerId) -> Result<Owners, StoreError> {
+        let db = self.database();
+        let mut statement = db.prepare_cached("SELECT path, uid, gid FROM layer_owners WHERE layer = ?")?;
+        let rows = statement.query_map([id.0], |row| Ok((row.get(0)?, (row.get(1)?, row.get(2)?))))?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+}
+
+/// Wanted owners by path within the layer.
+pub(crate) type Owners = BTreeMap<Vec<u8>, (u32, u32)>;
+
+/// What is known of a draft beside its files.
+#[derive(Default)]
+pub(crate) struct Notes {
+    /// Owners that could not be set.
+    pub owners: Owners,
+}
+
+/// A layer being made. Dropped without a commit, it is removed.
+pub struct LayerDraft {
+    store: Arc<Store>,
+    id: LayerId,
+    dir: PathBuf,
+    parent: Snapshot,
+    continues: bool,
+    pub(crate) notes: Mutex<Notes>,
+    pin: Pin,
+    kept: bool,
+}
+
+impl std::fmt::Debug for LayerDraft {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LayerDraft").field("id", &self.id).field("parent", &self.parent).finish_non_exhaustive()
+    }
+}
+
+impl LayerDraft {
+    fn make_dirs(&self) -> Result<(), StoreError> {
+        for dir in [self.dir.clone(), self.upper(), self.work()] {
+            std::fs::create_dir(&dir).map_err(StoreError::io("create", &dir))?;
+        }
+        self.copy_root_attributes()
+    }
+
+    /// Gives the new root directory the looks of the parent's: overlay shows the topmost one's.
+    fn copy_root_attributes(&self) -> Result<(), StoreError> {
+        use std::os::unix::fs::{MetadataExt, PermissionsExt};
+        let upper = self.upper();
+        let like = self.parent.top().map(|top| self.store.layer_fs(top));
+        let Some(like) = like else {
+            return std::fs::set_permissions(&upper, std::fs::Permissions::from_mode(0o755))
+                .map_err(StoreError::io("set the mode of", &upper));
+        };
+        let meta = std::fs::metadata(&like).map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => StoreError::LayerGone(self.parent.top().map_or(0, |id| id.0)),
+            _ => StoreError::Io { what: "look at", path: like.clone(), source: e },
+        })?;
+        if (meta.uid(), meta.gid()) != (0, 0) {
+            std::os::unix::fs::chown(&upper, Some(meta.uid()), Some(meta.gid()))
+                .map_err(StoreError::io("set the owner of", &upper))?;
+        }
+        std::fs::set_permissions(&upper, std::fs::Permissions::from_mode(meta.mode() & 0o7777))
+            .map_err(StoreError::io("set the mode of", &upper))
+    }
+
+    /// Returns the number that the layer will have.
+    #[must_use]
+    pub fn id(&self) -> LayerId {
+        self.id
+    }
+
+    /// Returns what the layer stands on.
+    #[must_use]
+    pub fn parent(&self) -> &Snapshot {
+        &self.parent
+    }
+
+    /// Returns the store it is made in.
+    #[must_use]
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// Returns the directory that becomes the layer.
+    #[must_use]
+    pub fn upper(&self) -> PathBuf {
+        self.dir.join("fs")
+    }
+
+    /// Returns overlay's work directory.
+    #[must_use]
+    pub fn work(&self) -> PathBuf {
+        self.dir.join("work")
+    }
+
+    /// Returns a writable overlay of the parent and this layer.
+    ///
+    /// Mount it with no file operation of [`crate::fileop`] going on at the same time: those write beside the mount.
+    #[must_use]
+    pub fn overlay(&self) -> Overlay {
+        let mut lowers = self.store.lowers(&self.parent);
+        if lowers.is_empty() {
+            lowers.push(self.store.empty_dir());
+        }
+        Overlay { lowers, upper: Some(self.upper()), work: Some(self.work()), volatile: true }
+    }
+
+    /// Returns the tree as it is now, read-only.
+    ///
+    /// # Errors
+    /// The overlay can't be mounted.
+    pub fn tree(&self) -> Result<Tree, StoreError> {
+        Tree::of_draft(self)
+    }
+
+    /// Moves an unfilled or standalone draft onto another parent.
+    ///
+    /// A layer that was unpacked while its parents were still being fetched is settled on them: paths that lead
+    /// through symbolic links of lower layers are moved to where those point, directories that the layer's archive didn't
+    /// have get the looks of the lower ones.
+    ///
+    /// # Errors
+    /// A layer of the parent is gone, or the files can't be moved.
+    pub fn set_parent(&mut self, parent: &Snapshot) -> Result<(), StoreError> {
+        self.pin = self.store.pin(parent)?;
+        self.parent = parent.clone();
+        Ok(())
+    }
+
+    /// Makes the layer one with the image layer that its parent ends with.
+    pub fn continue_parent(&mut self) {
+        self.continues = !self.parent.is_scratch();
+    }
+
+    /// Keeps the layer as it is. The database row is the last thing that is written.
+    ///
+    /// # Errors
+    /// The disk or the database fails; the layer is removed then.
+    pub fn commit(mut self, info: &Info) -> Result<Snapshot, StoreError> {
+        crate::prune::remove_tree(&self.work()).map_err(StoreError::io("remove", self.work()))?;
+        let snapshot = self.parent.with(self.id);
+        {
+            let notes = std::mem::take(self.notes.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner));
+            let now = now_ms();
+            let db = self.store.database();
+            let transaction = db.unchecked_transaction()?;
+            transaction
+                .prepare_cached(
+                    "INSERT INTO layers(id, parent, continues, created, last_used, usage_count, size, description, record_type)
+                     VALUES(?1, ?2, ?3, ?4, ?4, 1, NULL, ?5, ?6)",
+                )?
+                .execute(params![
+                    self.id.0,
+                    self.parent.to_text(),
+                    self.continues,
+                    now,
+                    info.description,
+                    info.record_type.as_str()
+                ])?;
+            if !notes.owners.is_empty() {
+                let mut insert = transaction.prepare_cached("INSERT INTO layer_owners VALUES(?1, ?2, ?3, ?4)")?;
+                for (path, (uid, gid)) in &notes.owners {
+                    insert.execute(params![self.id.0, path, uid, gid])?;
+                }
+            }
+            transaction.commit()?;
+        }
+        self.kept = true;
+        Ok(snapshot)
+    }
+}
+
+impl Drop for LayerDraft {
+    fn drop(&mut self) {
+        if !self.kept {
+            crate::prune::remove_later(&self.dir);
+        }
+    }
+}
+
+/// Joins a path of the tree below a directory for messages.
+pub(crate) fn shown(path: &Path) -> String {
+    String::from_utf8_lossy(path.as_os_str().as_encoded_bytes()).into_owned()
+}
