@@ -125,7 +125,14 @@ impl BlobStore {
             .database()
             .prepare_cached("UPDATE blobs SET last_used = ?2 WHERE digest = ?1")?
             .execute(params![digest.as_bytes(), now_ms()])?;
-        Ok(BlobReader { file, digest: *digest, size, read: 0, hash: Some(sha2::Sha256::new()), store: Arc::downgrade(&store) })
+        Ok(BlobReader {
+            file,
+            digest: *digest,
+            size,
+            read: 0,
+            hash: Some(sha2::Sha256::new()),
+            store: Arc::downgrade(&store),
+        })
     }
 
     /// Reads a small blob whole, checked against its digest.
@@ -135,7 +142,11 @@ impl BlobStore {
     pub fn read(&self, digest: &Digest, limit: u64) -> Result<Vec<u8>, StoreError> {
         let mut reader = self.open(digest)?;
         if reader.size > limit {
-            return Err(StoreError::SizeMismatch { name: format!("blob {digest}"), actual: reader.size, expected: limit });
+            return Err(StoreError::SizeMismatch {
+                name: format!("blob {digest}"),
+                actual: reader.size,
+                expected: limit,
+            });
         }
         let mut bytes = Vec::new();
         reader.read_to_end(&mut bytes).map_err(StoreError::io("read", self.path(digest)))?;
@@ -356,7 +367,9 @@ impl Store {
     pub fn layer_blob(&self, layer: LayerId, compression: &str) -> Result<Option<LayerBlob>, StoreError> {
         Ok(self
             .database()
-            .prepare_cached("SELECT media_type, digest, size, diff_id FROM layer_blobs WHERE layer = ?1 AND compression = ?2")?
+            .prepare_cached(
+                "SELECT media_type, digest, size, diff_id FROM layer_blobs WHERE layer = ?1 AND compression = ?2",
+            )?
             .query_row(params![layer.0, compression], read_layer_blob)
             .optional()?)
     }
@@ -380,16 +393,9 @@ impl Store {
     /// The database fails.
     pub fn set_layer_blob(&self, layer: LayerId, compression: &str, blob: &LayerBlob) -> Result<(), StoreError> {
         let size = i64::try_from(blob.size).map_err(|_| StoreError::Damaged("size of a blob"))?;
-        self.database()
-            .prepare_cached("INSERT OR REPLACE INTO layer_blobs VALUES(?1, ?2, ?3, ?4, ?5, ?6)")?
-            .execute(params![
-                layer.0,
-                compression,
-                blob.media_type,
-                blob.digest.as_bytes(),
-                size,
-                blob.diff_id.as_bytes()
-            ])?;
+        self.database().prepare_cached("INSERT OR REPLACE INTO layer_blobs VALUES(?1, ?2, ?3, ?4, ?5, ?6)")?.execute(
+            params![layer.0, compression, blob.media_type, blob.digest.as_bytes(), size, blob.diff_id.as_bytes()],
+        )?;
         Ok(())
     }
 }

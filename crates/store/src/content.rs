@@ -1,9 +1,9 @@
 //! Content digests of parts of a tree.
 
+use crate::Observer;
 use crate::fileop::FileOpError;
 use crate::store::Store;
 use crate::tree::Source;
-use crate::Observer;
 use bud_image::Digest;
 
 /// Says which paths of a tree count.

@@ -75,7 +75,8 @@ impl Store {
     /// The database fails.
     pub fn images(&self) -> Result<Vec<StoredImage>, StoreError> {
         let db = self.database();
-        let mut statement = db.prepare_cached("SELECT name, data, snapshot, blobs, updated FROM images ORDER BY name")?;
+        let mut statement =
+            db.prepare_cached("SELECT name, data, snapshot, blobs, updated FROM images ORDER BY name")?;
         statement.query_map([], read_image)?.map(|row| row?).collect()
     }
 

@@ -1,8 +1,8 @@
 //! Cache records: what a key's outputs are.
 
+use crate::StoreError;
 use crate::snapshot::{LayerId, Pin, Snapshot};
 use crate::store::{Store, lock, now_ms};
-use crate::StoreError;
 use bud_image::Digest;
 use rusqlite::{OptionalExtension, params};
 use std::sync::Arc;
@@ -149,9 +149,9 @@ impl Store {
                 transaction.prepare_cached("DELETE FROM aliases WHERE record = ?")?.execute([old])?;
                 transaction.prepare_cached("DELETE FROM records WHERE id = ?")?.execute([old])?;
             }
-            transaction.prepare_cached("INSERT INTO records(key, outputs, meta, created) VALUES(?1, ?2, ?3, ?4)")?.execute(
-                params![key.as_bytes(), outputs_to_text(outputs), meta, now_ms()],
-            )?;
+            transaction
+                .prepare_cached("INSERT INTO records(key, outputs, meta, created) VALUES(?1, ?2, ?3, ?4)")?
+                .execute(params![key.as_bytes(), outputs_to_text(outputs), meta, now_ms()])?;
             let id = transaction.last_insert_rowid();
             transaction.commit()?;
             id
@@ -173,7 +173,8 @@ impl Store {
 }
 
 fn outputs_to_text(outputs: &[Option<Snapshot>]) -> String {
-    let texts: Vec<String> = outputs.iter().map(|o| o.as_ref().map_or_else(|| "-".to_owned(), Snapshot::to_text)).collect();
+    let texts: Vec<String> =
+        outputs.iter().map(|o| o.as_ref().map_or_else(|| "-".to_owned(), Snapshot::to_text)).collect();
     texts.join(";")
 }
 

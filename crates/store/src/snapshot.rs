@@ -1,13 +1,13 @@
 //! Layers and the chains of them that are snapshots.
 
+use crate::StoreError;
 use crate::record::Info;
 use crate::store::{Store, lock, now_ms};
 use crate::tree::Tree;
-use crate::StoreError;
 use bud_sandbox::overlay::Overlay;
 use rusqlite::{OptionalExtension, params};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 /// The number of a layer: the name of its directory.
@@ -378,13 +378,15 @@ impl LayerDraft {
         self.continues = !self.parent.is_scratch();
     }
 
-    /// Keeps the layer as it is. The database row is the last thing that is written.
+    /// Keeps the layer as it is, with a guard against pruning until a record holds it. The database row is the last thing
+    /// that is written.
     ///
     /// # Errors
     /// The disk or the database fails; the layer is removed then.
-    pub fn commit(mut self, info: &Info) -> Result<Snapshot, StoreError> {
+    pub fn commit(mut self, info: &Info) -> Result<(Snapshot, Pin), StoreError> {
         crate::prune::remove_tree(&self.work()).map_err(StoreError::io("remove", self.work()))?;
         let snapshot = self.parent.with(self.id);
+        let pin = Pin::locked(&self.store, &mut lock(&self.store.pins), snapshot.layers().to_vec());
         {
             let notes = std::mem::take(self.notes.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner));
             let now = now_ms();
@@ -412,7 +414,7 @@ impl LayerDraft {
             transaction.commit()?;
         }
         self.kept = true;
-        Ok(snapshot)
+        Ok((snapshot, pin))
     }
 }
 
@@ -422,9 +424,4 @@ impl Drop for LayerDraft {
             crate::prune::remove_later(&self.dir);
         }
     }
-}
-
-/// Joins a path of the tree below a directory for messages.
-pub(crate) fn shown(path: &Path) -> String {
-    String::from_utf8_lossy(path.as_os_str().as_encoded_bytes()).into_owned()
 }

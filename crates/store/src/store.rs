@@ -275,8 +275,9 @@ impl Store {
         let db = self.database();
         let transaction = db.unchecked_transaction()?;
         {
-            let mut update = transaction
-                .prepare_cached("UPDATE layers SET last_used = MAX(last_used, ?2), usage_count = usage_count + ?3 WHERE id = ?1")?;
+            let mut update = transaction.prepare_cached(
+                "UPDATE layers SET last_used = MAX(last_used, ?2), usage_count = usage_count + ?3 WHERE id = ?1",
+            )?;
             for (id, count) in touched {
                 update.execute(params![id.0, now, count])?;
             }
@@ -290,9 +291,11 @@ impl Store {
     /// # Errors
     /// The database fails.
     pub fn remember_tag(&self, name: &str, value: &str) -> Result<(), StoreError> {
-        self.database()
-            .prepare_cached("INSERT OR REPLACE INTO tags VALUES(?1, ?2, ?3)")?
-            .execute(params![name, value, now_ms()])?;
+        self.database().prepare_cached("INSERT OR REPLACE INTO tags VALUES(?1, ?2, ?3)")?.execute(params![
+            name,
+            value,
+            now_ms()
+        ])?;
         Ok(())
     }
 
@@ -322,9 +325,11 @@ impl Store {
     /// # Errors
     /// The database fails.
     pub fn put_build(&self, reference: &str, data: &str, created: SystemTime) -> Result<(), StoreError> {
-        self.database()
-            .prepare_cached("INSERT OR REPLACE INTO builds VALUES(?1, ?2, ?3)")?
-            .execute(params![reference, data, to_ms(created)])?;
+        self.database().prepare_cached("INSERT OR REPLACE INTO builds VALUES(?1, ?2, ?3)")?.execute(params![
+            reference,
+            data,
+            to_ms(created)
+        ])?;
         Ok(())
     }
 
@@ -419,6 +424,8 @@ fn try_open(path: &Path) -> Result<Connection, StoreError> {
             return Err(StoreError::Newer { path: path.to_owned(), found, known: FORMAT });
         }
     }
-    connection.execute_batch("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA temp_store=MEMORY; PRAGMA mmap_size=0;")?;
+    connection.execute_batch(
+        "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA temp_store=MEMORY; PRAGMA mmap_size=0;",
+    )?;
     Ok(connection)
 }

@@ -11,7 +11,7 @@ use std::ffi::OsStr;
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 /// So many mounted trees are kept for the next use.
 const KEPT_TREES: usize = 16;
@@ -37,9 +37,7 @@ impl std::fmt::Debug for Tree {
 
 /// Trees that were used a moment ago.
 #[derive(Default)]
-pub(crate) struct TreeCache(Mutex<VecDeque<(Snapshot, std::sync::Weak<Inner>, Option<Kept>)>>);
-
-struct Kept;
+pub(crate) struct TreeCache(Mutex<VecDeque<(Snapshot, Weak<Inner>)>>);
 
 /// Where a file operation takes files from.
 #[derive(Clone, Copy, Debug)]
@@ -57,7 +55,7 @@ impl Store {
     /// A layer is gone, or the overlay can't be mounted.
     pub fn tree(self: &Arc<Self>, snapshot: &Snapshot) -> Result<Tree, StoreError> {
         let mut cache = lock(&self.trees.0);
-        if let Some(found) = cache.iter().find(|(s, ..)| s == snapshot).and_then(|(_, weak, _)| weak.upgrade()) {
+        if let Some(found) = cache.iter().find(|(s, _)| s == snapshot).and_then(|(_, weak)| weak.upgrade()) {
             return Ok(Tree(found));
         }
         let pin = self.pin(snapshot)?;
@@ -68,8 +66,8 @@ impl Store {
         };
         let inner =
             Arc::new(Inner { root, snapshot: Some(snapshot.clone()), layers_device: self.device(), _pin: Some(pin) });
-        cache.retain(|(s, weak, _)| s != snapshot && weak.strong_count() > 0);
-        cache.push_front((snapshot.clone(), Arc::downgrade(&inner), None));
+        cache.retain(|(s, weak)| s != snapshot && weak.strong_count() > 0);
+        cache.push_front((snapshot.clone(), Arc::downgrade(&inner)));
         cache.truncate(KEPT_TREES);
         Ok(Tree(inner))
     }

@@ -1,0 +1,581 @@
+//! What uses the disk, and taking it back.
+
+use crate::StoreError;
+use crate::record::RecordType;
+use crate::snapshot::{LayerId, Snapshot};
+use crate::store::{Store, from_ms, lock, now_ms};
+use bud_image::Digest;
+use rusqlite::{Connection, params};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
+use std::time::{Duration, SystemTime};
+
+/// One thing that takes space.
+#[derive(Clone, Debug)]
+pub struct Usage {
+    /// Its name: `layer:7`, `cache:…`, `blob:sha256:…`.
+    pub id: String,
+    /// What it stands on.
+    pub parents: Vec<String>,
+    /// Real bytes on disk.
+    pub size: u64,
+    /// For people.
+    pub description: String,
+    /// Its kind.
+    pub record_type: RecordType,
+    /// A running build holds it.
+    pub in_use: bool,
+    /// A named image holds it; it isn't pruned.
+    pub shared: bool,
+    /// It changes (cache mounts).
+    pub mutable: bool,
+    /// When it was made.
+    pub created: SystemTime,
+    /// When it was used last.
+    pub last_used: SystemTime,
+    /// How often.
+    pub usage_count: u64,
+}
+
+/// What to remove.
+#[derive(Clone, Debug, Default)]
+pub struct PrunePolicy {
+    /// Only these kinds; empty for all.
+    pub record_types: Vec<RecordType>,
+    /// Only what wasn't used for so long.
+    pub keep_duration: Option<Duration>,
+    /// So many bytes are left in any case.
+    pub reserved: u64,
+    /// Goes on until no more than this is used.
+    pub max_used: Option<u64>,
+    /// Goes on until so much is free.
+    pub min_free: Option<u64>,
+    /// Removes internal records and front ends as well.
+    pub all: bool,
+}
+
+/// What a prune removed.
+#[derive(Clone, Debug, Default)]
+pub struct Pruned {
+    /// The things.
+    pub removed: Vec<Usage>,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl Store {
+    /// Lists what takes space. Sizes that aren't known yet are found out now.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn usage(self: &Arc<Self>) -> Result<Vec<Usage>, StoreError> {
+        self.flush_touched()?;
+        let images = self.images()?;
+        let shared: HashSet<LayerId> = images.iter().flat_map(|i| i.snapshot.layers().iter().copied()).collect();
+        let shared_blobs: HashSet<Digest> = images.iter().flat_map(|i| i.blobs.iter().copied()).collect();
+        let pinned: HashSet<LayerId> = lock(&self.pins).keys().copied().collect();
+        let pinned_blobs: HashSet<Digest> = lock(&self.blob_pins).keys().copied().collect();
+        let mut usage = Vec::new();
+        usage.extend(self.layer_usage(&shared, &pinned)?);
+        usage.extend(self.cache_mount_usage()?);
+        usage.extend(self.blob_usage(&shared, &pinned, &shared_blobs, &pinned_blobs)?);
+        Ok(usage)
+    }
+
+    fn layer_usage(&self, shared: &HashSet<LayerId>, pinned: &HashSet<LayerId>) -> Result<Vec<Usage>, StoreError> {
+        type Row = (i64, String, i64, i64, i64, Option<i64>, String, String);
+        let rows: Vec<Row> = {
+            let db = self.database();
+            let mut statement = db.prepare_cached(
+                "SELECT id, parent, created, last_used, usage_count, size, description, record_type FROM layers ORDER BY seq",
+            )?;
+            let rows = statement.query_map([], |r| {
+                Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?, r.get(4)?, r.get(5)?, r.get(6)?, r.get(7)?))
+            })?;
+            rows.collect::<Result<_, _>>()?
+        };
+        let mut measured = Vec::new();
+        let mut usage = Vec::with_capacity(rows.len());
+        for (id, parent, created, last_used, count, size, description, record_type) in rows {
+            let size = match size {
+                Some(size) => size.unsigned_abs(),
+                None => {
+                    let size = disk_usage(&self.layer_fs(LayerId(id)));
+                    measured.push((id, size));
+                    size
+                }
+            };
+            let parent = Snapshot::from_text(&parent)?.top();
+            usage.push(Usage {
+                id: format!("layer:{id}"),
+                parents: parent.map(|p| format!("layer:{}", p.0)).into_iter().collect(),
+                size,
+                description,
+                record_type: RecordType::from_name(&record_type).unwrap_or_default(),
+                in_use: pinned.contains(&LayerId(id)),
+                shared: shared.contains(&LayerId(id)),
+                mutable: false,
+                created: from_ms(created),
+                last_used: from_ms(last_used),
+                usage_count: count.unsigned_abs(),
+            });
+        }
+        if !measured.is_empty() {
+            let db = self.database();
+            let transaction = db.unchecked_transaction()?;
+            for (id, size) in measured {
+                let size = i64::try_from(size).unwrap_or(i64::MAX);
+                transaction.prepare_cached("UPDATE layers SET size = ?2 WHERE id = ?1")?.execute([id, size])?;
+            }
+            transaction.commit()?;
+        }
+        Ok(usage)
+    }
+
+    fn cache_mount_usage(&self) -> Result<Vec<Usage>, StoreError> {
+        type Row = (String, String, i64, i64, i64, Option<i64>);
+        let rows: Vec<Row> = {
+            let db = self.database();
+            let mut statement = db.prepare_cached(
+                "SELECT dir, id, created, last_used, usage_count, size FROM cache_mounts ORDER BY dir",
+            )?;
+            let rows =
+                statement.query_map([], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?, r.get(4)?, r.get(5)?)))?;
+            rows.collect::<Result<_, _>>()?
+        };
+        let mut usage = Vec::with_capacity(rows.len());
+        for (dir, id, created, last_used, count, size) in rows {
+            let in_use = self.mounts.in_use(&dir);
+            let size = match size {
+                Some(size) => size.unsigned_abs(),
+                None => {
+                    let size = disk_usage(&self.cache_dir().join(&dir));
+                    if !in_use {
+                        let known = i64::try_from(size).unwrap_or(i64::MAX);
+                        self.database()
+                            .prepare_cached("UPDATE cache_mounts SET size = ?2 WHERE dir = ?1")?
+                            .execute(params![dir, known])?;
+                    }
+                    size
+                }
+            };
+            usage.push(Usage {
+                id: format!("cache:{dir}"),
+                parents: Vec::new(),
+                size,
+                description: format!("cached mount {id}"),
+                record_type: RecordType::CacheMount,
+                in_use,
+                shared: false,
+                mutable: true,
+                created: from_ms(created),
+                last_used: from_ms(last_used),
+                usage_count: count.unsigned_abs(),
+            });
+        }
+        Ok(usage)
+    }
+
+    fn blob_usage(
+        &self,
+        shared: &HashSet<LayerId>,
+        pinned: &HashSet<LayerId>,
+        shared_blobs: &HashSet<Digest>,
+        pinned_blobs: &HashSet<Digest>,
+    ) -> Result<Vec<Usage>, StoreError> {
+        let db = self.database();
+        let mut of_layers: HashMap<Digest, Vec<i64>> = HashMap::new();
+        let mut statement = db.prepare_cached("SELECT digest, layer FROM layer_blobs")?;
+        for row in statement.query_map([], |r| Ok((Digest::from_bytes(r.get(0)?), r.get(1)?)))? {
+            let (digest, layer) = row?;
+            of_layers.entry(digest).or_default().push(layer);
+        }
+        let mut statement = db.prepare_cached("SELECT digest, size, created, last_used FROM blobs ORDER BY seq")?;
+        let rows = statement.query_map([], |r| {
+            let digest = Digest::from_bytes(r.get(0)?);
+            let layers = of_layers.get(&digest).map(Vec::as_slice).unwrap_or_default();
+            let held = |by: &HashSet<LayerId>| layers.iter().any(|l| by.contains(&LayerId(*l)));
+            Ok(Usage {
+                id: format!("blob:{digest}"),
+                parents: layers.iter().map(|l| format!("layer:{l}")).collect(),
+                size: r.get::<_, i64>(1)?.unsigned_abs(),
+                description: if layers.is_empty() { "blob".into() } else { "layer as a blob".into() },
+                record_type: RecordType::Internal,
+                in_use: pinned_blobs.contains(&digest) || held(pinned),
+                shared: shared_blobs.contains(&digest) || held(shared),
+                mutable: false,
+                created: from_ms(r.get(2)?),
+                last_used: from_ms(r.get(3)?),
+                usage_count: 1,
+            })
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// Removes what a policy names, least recently used first, children before parents; never what a running build or a
+    /// named image holds.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn prune(self: &Arc<Self>, policy: &PrunePolicy) -> Result<Pruned, StoreError> {
+        let mut usage = self.usage()?;
+        let mut used: u64 = usage.iter().map(|u| u.size).sum();
+        let free = || rustix::fs::statvfs(self.root()).map_or(u64::MAX, |s| s.f_bavail.saturating_mul(s.f_frsize));
+        let mut free_now = free();
+        let now = SystemTime::now();
+        let limited = policy.max_used.is_some() || policy.min_free.is_some();
+        let mut pruned = Pruned::default();
+        // Children keep their parents: each round removes the oldest of what nothing stands on.
+        usage.sort_by_key(|u| (u.last_used, std::cmp::Reverse(u.created)));
+        loop {
+            let parents: HashSet<&str> = usage
+                .iter()
+                .filter(|u| !u.id.starts_with("blob:"))
+                .flat_map(|u| u.parents.iter().map(String::as_str))
+                .collect();
+            let chosen = usage.iter().position(|u| {
+                let over =
+                    policy.max_used.is_some_and(|max| used > max) || policy.min_free.is_some_and(|min| free_now < min);
+                let kept_by_age =
+                    policy.keep_duration.is_some_and(|keep| now.duration_since(u.last_used).unwrap_or_default() < keep);
+                !u.in_use
+                    && !u.shared
+                    && !parents.contains(u.id.as_str())
+                    && (policy.record_types.is_empty() || policy.record_types.contains(&u.record_type))
+                    && !kept_by_age
+                    && used.saturating_sub(u.size) >= policy.reserved.min(used)
+                    && (!limited || over)
+            });
+            let Some(chosen) = chosen else { break };
+            let gone = usage.remove(chosen);
+            if self.remove_usage(&gone.id)? {
+                used = used.saturating_sub(gone.size);
+                free_now = free_now.saturating_add(gone.size);
+                pruned.bytes += gone.size;
+                pruned.removed.push(gone);
+            }
+        }
+        Ok(pruned)
+    }
+
+    /// Removes one thing, if nobody took hold of it meanwhile.
+    fn remove_usage(self: &Arc<Self>, id: &str) -> Result<bool, StoreError> {
+        if let Some(layer) = id.strip_prefix("layer:").and_then(|n| n.parse().ok()) {
+            return self.remove_layer(LayerId(layer));
+        }
+        if let Some(dir) = id.strip_prefix("cache:") {
+            return self.remove_cache_mount(dir);
+        }
+        if let Some(digest) = id.strip_prefix("blob:").and_then(|d| d.parse().ok()) {
+            let pins = lock(&self.blob_pins);
+            if pins.contains_key(&digest) {
+                return Ok(false);
+            }
+            self.blobs().forget(&digest)?;
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    /// Removes a layer with the records that need it. The row goes first: what has no row is rubbish.
+    fn remove_layer(&self, id: LayerId) -> Result<bool, StoreError> {
+        let pins = lock(&self.pins);
+        if pins.contains_key(&id) {
+            return Ok(false);
+        }
+        {
+            let db = self.database();
+            let transaction = db.unchecked_transaction()?;
+            transaction.prepare_cached("DELETE FROM layers WHERE id = ?")?.execute([id.0])?;
+            drop_records_of(&transaction, id)?;
+            for table in ["layer_owners WHERE layer", "layer_blobs WHERE layer", "content WHERE top"] {
+                transaction.prepare_cached(&format!("DELETE FROM {table} = ?"))?.execute([id.0])?;
+            }
+            transaction.commit()?;
+        }
+        drop(pins);
+        remove_later(&self.layers_dir().join(id.0.to_string()));
+        Ok(true)
+    }
+}
+
+/// Removes the records whose outputs need a layer, and their aliases.
+fn drop_records_of(db: &Connection, id: LayerId) -> Result<(), StoreError> {
+    // Outputs are texts like "1,2,7;-;1,9": with separators made equal, a layer is found as ",7,".
+    let pattern = format!("%,{},%", id.0);
+    db.prepare_cached("DELETE FROM records WHERE ',' || replace(outputs, ';', ',') || ',' LIKE ?")?
+        .execute([pattern])?;
+    db.prepare_cached("DELETE FROM aliases WHERE record NOT IN (SELECT id FROM records)")?.execute([])?;
+    Ok(())
+}
+
+/// Removes rows that speak of layers that the database doesn't have.
+pub(crate) fn drop_dangling(db: &Connection) -> Result<(), StoreError> {
+    let known: HashSet<i64> =
+        db.prepare("SELECT id FROM layers")?.query_map([], |r| r.get(0))?.collect::<Result<_, _>>()?;
+    let whole = |snapshot: &Snapshot| snapshot.layers().iter().all(|id| known.contains(&id.0));
+    let layers: Vec<(i64, String)> = db
+        .prepare("SELECT id, parent FROM layers")?
+        .query_map([], |r| Ok((r.get(0)?, r.get(1)?)))?
+        .collect::<Result<_, _>>()?;
+    for (id, parent) in layers {
+        if !Snapshot::from_text(&parent).is_ok_and(|p| whole(&p)) {
+            db.execute("DELETE FROM layers WHERE id = ?", [id])?;
+        }
+    }
+    let records: Vec<(i64, String)> = db
+        .prepare("SELECT id, outputs FROM records")?
+        .query_map([], |r| Ok((r.get(0)?, r.get(1)?)))?
+        .collect::<Result<_, _>>()?;
+    for (id, outputs) in records {
+        let outputs = crate::record::outputs_from_text(&outputs);
+        if !outputs.is_ok_and(|o| o.iter().flatten().all(&whole)) {
+            db.execute("DELETE FROM records WHERE id = ?", [id])?;
+        }
+    }
+    let images: Vec<(String, String)> = db
+        .prepare("SELECT name, snapshot FROM images")?
+        .query_map([], |r| Ok((r.get(0)?, r.get(1)?)))?
+        .collect::<Result<_, _>>()?;
+    for (name, snapshot) in images {
+        if !Snapshot::from_text(&snapshot).is_ok_and(|s| whole(&s)) {
+            db.execute("DELETE FROM images WHERE name = ?", [name])?;
+        }
+    }
+    db.execute_batch(
+        "DELETE FROM aliases WHERE record NOT IN (SELECT id FROM records);
+         DELETE FROM layer_owners WHERE layer NOT IN (SELECT id FROM layers);
+         DELETE FROM layer_blobs WHERE layer NOT IN (SELECT id FROM layers);
+         DELETE FROM content WHERE top NOT IN (SELECT id FROM layers);",
+    )?;
+    Ok(())
+}
+
+/// Removes what a killed daemon left: directories and files that the database doesn't know, made before this start.
+pub(crate) fn clean_in_background(store: &Arc<Store>, reserved: i64) {
+    let weak = Arc::downgrade(store);
+    let spawned = std::thread::Builder::new().name("clean".into()).spawn(move || {
+        let Some(store) = weak.upgrade() else { return };
+        if let Err(error) = clean(&store, reserved) {
+            tracing::warn!("cleaning the state directory: {error}");
+        }
+    });
+    if let Err(error) = spawned {
+        tracing::warn!("cleaning the state directory: {error}");
+    }
+}
+
+fn clean(store: &Arc<Store>, reserved: i64) -> Result<(), StoreError> {
+    let names = |dir: &Path| -> Vec<String> {
+        let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
+        entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect()
+    };
+    let known = |query: &str, name: &dyn rusqlite::ToSql| -> Result<bool, StoreError> {
+        Ok(store.database().prepare_cached(query)?.exists([name])?)
+    };
+    for name in names(&store.layers_dir()) {
+        // Numbers above are drafts of this process.
+        if let Ok(id) = name.parse::<i64>()
+            && (id > reserved || known("SELECT 1 FROM layers WHERE id = ?", &id)?)
+        {
+            continue;
+        }
+        remove_later(&store.layers_dir().join(name));
+    }
+    for name in names(&store.cache_dir()) {
+        if name.starts_with("removed-") {
+            remove_later(&store.cache_dir().join(name));
+        }
+    }
+    let own = format!("{}-", std::process::id());
+    let new_blobs = store.root().join("blobs/new");
+    for name in names(&new_blobs) {
+        let path = new_blobs.join(&name);
+        let old = std::fs::metadata(&path).and_then(|m| m.modified()).is_ok_and(|t| t < store_start());
+        if !name.starts_with(&own) || old {
+            // It may be gone already.
+            let _gone = std::fs::remove_file(path);
+        }
+    }
+    let blobs = store.root().join("blobs/sha256");
+    for name in names(&blobs) {
+        let Ok(digest) = format!("sha256:{name}").parse::<Digest>() else {
+            remove_later(&blobs.join(name));
+            continue;
+        };
+        let path = blobs.join(&name);
+        let old = std::fs::metadata(&path).and_then(|m| m.modified()).is_ok_and(|t| t < store_start());
+        if old && !known("SELECT 1 FROM blobs WHERE digest = ?", digest.as_bytes())? {
+            let _gone = std::fs::remove_file(path);
+        }
+    }
+    Ok(())
+}
+
+/// When this process first asked: files that are younger are its own.
+fn store_start() -> SystemTime {
+    static START: OnceLock<SystemTime> = OnceLock::new();
+    *START.get_or_init(|| from_ms(now_ms()) - Duration::from_secs(60))
+}
+
+/// Removes a tree on the background thread. What is left when the process dies goes at the next start.
+pub(crate) fn remove_later(path: &Path) {
+    static QUEUE: OnceLock<Option<Mutex<mpsc::Sender<PathBuf>>>> = OnceLock::new();
+    let queue = QUEUE.get_or_init(|| {
+        let (send, receive) = mpsc::channel::<PathBuf>();
+        let thread = std::thread::Builder::new().name("remove".into()).spawn(move || {
+            for path in receive {
+                if let Err(error) = remove_tree(&path) {
+                    tracing::warn!("removing {}: {error}", path.display());
+                }
+            }
+        });
+        thread.is_ok().then(|| Mutex::new(send))
+    });
+    let sent = queue.as_ref().is_some_and(|queue| lock(queue).send(path.to_owned()).is_ok());
+    if !sent && let Err(error) = remove_tree(path) {
+        tracing::warn!("removing {}: {error}", path.display());
+    }
+}
+
+/// Removes a file or a whole tree, whatever the modes of its directories and however deep. A missing one is fine.
+///
+/// # Errors
+/// What the kernel says of the first thing that can't be removed.
+pub fn remove_tree(path: &Path) -> std::io::Result<()> {
+    match std::fs::symlink_metadata(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(e),
+        Ok(meta) if !meta.is_dir() => return std::fs::remove_file(path),
+        Ok(_) => {}
+    }
+    let parent = path.parent().unwrap_or_else(|| Path::new("/"));
+    let dir = rustix::fs::open(parent, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let Some(name) = path.file_name() else { return Err(std::io::ErrorKind::InvalidInput.into()) };
+    remove_at(&dir, std::os::unix::ffi::OsStrExt::as_bytes(name))
+}
+
+/// Directories nested deeper than this are moved up before they are emptied, so that few descriptors are open.
+const OPEN_DEPTH: usize = 32;
+
+/// Removes an entry of a directory with all below it, without recursion.
+pub(crate) fn remove_at(dir: &OwnedFd, name: &[u8]) -> std::io::Result<()> {
+    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+        Ok(()) | Err(rustix::io::Errno::NOENT) => return Ok(()),
+        Err(rustix::io::Errno::ISDIR | rustix::io::Errno::PERM | rustix::io::Errno::ACCESS) => {}
+        Err(e) => return Err(e.into()),
+    }
+    // Only the topmost directory's name is in `dir`; deep ones are moved into it under fresh names.
+    let top = dir.as_fd().try_clone_to_owned()?;
+    let mut waiting: Vec<Vec<u8>> = vec![name.to_vec()];
+    let mut moved = 0_u64;
+    while let Some(name) = waiting.pop() {
+        match rustix::fs::unlinkat(&top, name.as_slice(), AtFlags::REMOVEDIR) {
+            Ok(()) | Err(rustix::io::Errno::NOENT) => continue,
+            _ => {}
+        }
+        let mut open: Vec<(OwnedFd, Vec<Vec<u8>>, Vec<u8>)> = Vec::new();
+        open.push(empty_of_files(&top, &name)?);
+        while let Some((fd, subdirs, _)) = open.last_mut() {
+            if let Some(sub) = subdirs.pop() {
+                match rustix::fs::unlinkat(&*fd, sub.as_slice(), AtFlags::REMOVEDIR) {
+                    Ok(()) | Err(rustix::io::Errno::NOENT) => continue,
+                    _ => {}
+                }
+                if open.len() < OPEN_DEPTH {
+                    let (fd, ..) = &open[open.len() - 1];
+                    let next = empty_of_files(fd, &sub)?;
+                    open.push(next);
+                } else {
+                    moved += 1;
+                    let fresh = format!(".removed-{}-{moved}", std::process::id()).into_bytes();
+                    rustix::fs::renameat(&open[open.len() - 1].0, sub.as_slice(), &top, fresh.as_slice())?;
+                    waiting.push(fresh);
+                }
+                continue;
+            }
+            let Some((_, _, name)) = open.pop() else { break };
+            let parent = open.last().map_or(&top, |(fd, ..)| fd);
+            rustix::fs::unlinkat(parent, name.as_slice(), AtFlags::REMOVEDIR)?;
+        }
+    }
+    Ok(())
+}
+
+/// Opens a directory, whatever its mode, removes what isn't a directory in it, and returns the names of what is.
+fn empty_of_files(parent: &OwnedFd, name: &[u8]) -> std::io::Result<(OwnedFd, Vec<Vec<u8>>, Vec<u8>)> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let open = || rustix::fs::openat(parent, name, flags, Mode::empty());
+    let fd = match open() {
+        Err(rustix::io::Errno::ACCESS) => {
+            rustix::fs::chmodat(parent, name, Mode::RWXU, AtFlags::empty())?;
+            open()?
+        }
+        other => other?,
+    };
+    let mut subdirs = Vec::new();
+    let mut made_writable = false;
+    for entry in rustix::fs::Dir::read_from(&fd)? {
+        let entry = entry?;
+        let child = entry.file_name().to_bytes();
+        if child == b"." || child == b".." {
+            continue;
+        }
+        let mut kind = entry.file_type();
+        if kind == FileType::Unknown {
+            let stat = rustix::fs::statat(&fd, child, AtFlags::SYMLINK_NOFOLLOW)?;
+            kind = FileType::from_raw_mode(stat.st_mode);
+        }
+        if !made_writable {
+            made_writable = true;
+            let mode = rustix::fs::fstat(&fd)?.st_mode;
+            if mode & 0o700 != 0o700 {
+                rustix::fs::fchmod(&fd, Mode::RWXU)?;
+            }
+        }
+        if kind == FileType::Directory {
+            subdirs.push(child.to_vec());
+        } else {
+            match rustix::fs::unlinkat(&fd, child, AtFlags::empty()) {
+                Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+    Ok((fd, subdirs, name.to_vec()))
+}
+
+/// Adds up the real blocks of a tree; a file with several links counts once. What can't be read counts nothing.
+pub(crate) fn disk_usage(path: &Path) -> u64 {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let Ok(root) = rustix::fs::open(path, flags, Mode::empty()) else { return 0 };
+    let mut total = rustix::fs::fstat(&root).map_or(0, |s| blocks(&s));
+    let mut seen: HashSet<u64> = HashSet::new();
+    let mut waiting = vec![Arc::new(root)];
+    while let Some(dir) = waiting.pop() {
+        let Ok(entries) = rustix::fs::Dir::read_from(&*dir) else { continue };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            if name.to_bytes() == b"." || name.to_bytes() == b".." {
+                continue;
+            }
+            let Ok(stat) = rustix::fs::statat(&*dir, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
+            let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+            if !is_dir && stat.st_nlink > 1 && !seen.insert(stat.st_ino) {
+                continue;
+            }
+            total += blocks(&stat);
+            if is_dir && let Ok(sub) = rustix::fs::openat(&*dir, name, flags, Mode::empty()) {
+                waiting.push(Arc::new(sub));
+            }
+        }
+    }
+    total
+}
+
+fn blocks(stat: &rustix::fs::Stat) -> u64 {
+    u64::try_from(stat.st_blocks).unwrap_or(0) * 512
+}
