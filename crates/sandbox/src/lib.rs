@@ -9,7 +9,9 @@
 //! functions of the private `sys` module.
 #![cfg(target_os = "linux")]
 
+mod seccomp;
 mod spec;
+mod sys;
 
 pub mod overlay;
 pub mod server;

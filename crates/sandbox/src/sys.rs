@@ -1,0 +1,354 @@
+//! System calls that `rustix` doesn't offer, each behind one safe function.
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use crate::seccomp::Filter;
+
+/// Turns the `-1` of a C function into the error of the thread.
+fn check(result: libc::c_long) -> io::Result<libc::c_long> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Which side of a fork the caller is on.
+pub(crate) enum Forked {
+    Child,
+    Parent { pid: i32 },
+}
+
+/// Forks. Only a process with one thread may go on normally in the child (`fork(2)`).
+pub(crate) fn fork() -> io::Result<Forked> {
+    // SAFETY: fork has no memory arguments; the child gets a copy of everything, and the callers of this crate have
+    // one thread, so that no lock is held by a thread that the child lacks.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Forked::Child),
+        pid => Ok(Forked::Parent { pid }),
+    }
+}
+
+/// Ends the process at once: no destructors, no exit handlers, nothing flushed.
+pub(crate) fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit doesn't return and touches no memory of ours.
+    unsafe { libc::_exit(code) }
+}
+
+/// A child made by [`clone_container`].
+pub(crate) enum Cloned {
+    Child,
+    Parent { pid: i32, pidfd: OwnedFd },
+}
+
+/// Clones the calling process, which has one thread, into new namespaces (`CLONE_NEW*` flags, `clone(2)`).
+pub(crate) fn clone_into(namespaces: i32) -> io::Result<Cloned> {
+    let mut pidfd: i32 = -1;
+    // SAFETY: all-zero bytes are a valid `clone_args`.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    arguments.flags = (namespaces as u32 as u64) | libc::CLONE_PIDFD as u64;
+    arguments.pidfd = &raw mut pidfd as u64;
+    arguments.exit_signal = libc::SIGCHLD as u64;
+    // SAFETY: no CLONE_VM, so the child runs on a copy of this stack as after fork; the kernel writes one `int` through
+    // `pidfd`, which outlives the call. The process has one thread, so no lock is left held in the child.
+    let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<libc::clone_args>()) })?;
+    if pid == 0 {
+        return Ok(Cloned::Child);
+    }
+    // SAFETY: the kernel has made this descriptor for us; nothing else owns it.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    Ok(Cloned::Parent { pid: pid as i32, pidfd })
+}
+
+/// How a child ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ended {
+    /// The raw status of `wait4(2)`.
+    pub(crate) status: i32,
+    pub(crate) cpu_usec: u64,
+    pub(crate) max_rss: u64,
+}
+
+impl Ended {
+    pub(crate) fn exit_code(self) -> Option<i32> {
+        libc::WIFEXITED(self.status).then(|| libc::WEXITSTATUS(self.status))
+    }
+
+    pub(crate) fn signal(self) -> Option<i32> {
+        libc::WIFSIGNALED(self.status).then(|| libc::WTERMSIG(self.status))
+    }
+}
+
+/// Waits for a child to end and reaps it.
+pub(crate) fn wait_for(pid: i32) -> io::Result<Ended> {
+    loop {
+        let mut status = 0;
+        // SAFETY: all-zero bytes are a valid `rusage`.
+        let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+        // SAFETY: both pointers are to locals that outlive the call.
+        let waited = unsafe { libc::wait4(pid, &raw mut status, 0, &raw mut usage) };
+        if waited >= 0 {
+            let micros = |t: libc::timeval| t.tv_sec as u64 * 1_000_000 + t.tv_usec as u64;
+            return Ok(Ended {
+                status,
+                cpu_usec: micros(usage.ru_utime) + micros(usage.ru_stime),
+                max_rss: usage.ru_maxrss as u64 * 1024,
+            });
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+/// Reaps a child that has ended, if there is one.
+pub(crate) fn reap_any() -> bool {
+    let mut status = 0;
+    // SAFETY: the pointer is to a local that outlives the call.
+    unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) > 0 }
+}
+
+/// Mount attributes that [`mount_setattr`] sets and clears (`MOUNT_ATTR_*`).
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct MountAttributes {
+    pub(crate) set: u64,
+    pub(crate) clear: u64,
+}
+
+/// Changes the attributes of the mount that a descriptor is the root of, and with `recursive` of all below it.
+pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, recursive: bool, attributes: MountAttributes) -> io::Result<()> {
+    #[repr(C)]
+    struct Attr {
+        set: u64,
+        clear: u64,
+        propagation: u64,
+        userns_fd: u64,
+    }
+    let attr = Attr { set: attributes.set, clear: attributes.clear, propagation: 0, userns_fd: 0 };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the path is a constant C string, `attr` has the layout of `struct mount_attr` and the size passed.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attr,
+            size_of::<Attr>(),
+        )
+    })?;
+    Ok(())
+}
+
+/// Sets the supplementary groups of the process, which has one thread.
+pub(crate) fn set_groups(groups: &[u32]) -> io::Result<()> {
+    // SAFETY: pointer and length are those of one slice of `gid_t`.
+    check(unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) })?;
+    Ok(())
+}
+
+/// Sets real, effective and saved group of the process, which has one thread.
+pub(crate) fn set_gid(gid: u32) -> io::Result<()> {
+    // SAFETY: no memory is passed.
+    check(unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) })?;
+    Ok(())
+}
+
+/// Sets real, effective and saved user of the process, which has one thread.
+pub(crate) fn set_uid(uid: u32) -> io::Result<()> {
+    // SAFETY: no memory is passed.
+    check(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) })?;
+    Ok(())
+}
+
+/// Sets a resource limit by the kernel's number (`RLIMIT_*`).
+pub(crate) fn set_rlimit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
+    let limit = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
+    // SAFETY: `limit` outlives the call and the old limit is not asked for.
+    check(unsafe {
+        libc::syscall(libc::SYS_prlimit64, 0, resource, &raw const limit, std::ptr::null_mut::<libc::rlimit64>())
+    })?;
+    Ok(())
+}
+
+/// Sets the permitted, effective and inheritable capabilities of the process.
+pub(crate) fn set_capabilities(permitted: u64, effective: u64, inheritable: u64) -> io::Result<()> {
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: i32,
+    }
+    #[repr(C)]
+    struct Data {
+        effective: u32,
+        permitted: u32,
+        inheritable: u32,
+    }
+    let header = Header { version: 0x2008_0522, pid: 0 };
+    let half = |shift: u32| Data {
+        effective: (effective >> shift) as u32,
+        permitted: (permitted >> shift) as u32,
+        inheritable: (inheritable >> shift) as u32,
+    };
+    let data = [half(0), half(32)];
+    // SAFETY: header and data have the layouts of version 3 of `capset(2)`, two data words.
+    check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) })?;
+    Ok(())
+}
+
+/// Calls `prctl(2)` with up to two plain numbers.
+pub(crate) fn prctl(option: i32, second: u64, third: u64) -> io::Result<i64> {
+    // SAFETY: the options this crate uses (capabilities, keepcaps, no_new_privs, death signal) take numbers, not pointers.
+    check(unsafe { libc::prctl(option, second, third, 0, 0) } as libc::c_long)
+}
+
+/// Loads a seccomp filter onto the process. Needs CAP_SYS_ADMIN in its user namespace, or `no_new_privs`.
+pub(crate) fn load_seccomp(filter: &Filter) -> io::Result<()> {
+    #[repr(C)]
+    struct Program {
+        length: u16,
+        instructions: *const crate::seccomp::Instruction,
+    }
+    const SET_MODE_FILTER: u32 = 1;
+    // Leaves the speculative store bypass setting alone; kernels before 5.16 would switch it off and slow the step down.
+    const FLAG_SPEC_ALLOW: u32 = 4;
+    let instructions = filter.instructions();
+    let program = Program { length: instructions.len() as u16, instructions: instructions.as_ptr() };
+    // SAFETY: `program` has the layout of `struct sock_fprog`; pointer and length are of one slice that outlives the call.
+    check(unsafe { libc::syscall(libc::SYS_seccomp, SET_MODE_FILTER, FLAG_SPEC_ALLOW, &raw const program) })?;
+    Ok(())
+}
+
+/// Returns the Landlock ABI of the kernel; an error if it has none.
+pub(crate) fn landlock_abi() -> io::Result<i64> {
+    const CREATE_RULESET_VERSION: u32 = 1;
+    // SAFETY: with this flag the kernel wants a null pointer and size 0.
+    check(unsafe {
+        libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<u8>(), 0usize, CREATE_RULESET_VERSION)
+    })
+}
+
+/// Makes a Landlock ruleset that only scopes (`LANDLOCK_SCOPE_*`).
+pub(crate) fn landlock_scopes(scoped: u64) -> io::Result<OwnedFd> {
+    let attr = [0u64, 0, scoped];
+    // SAFETY: `attr` has the layout of `struct landlock_ruleset_attr` (three 64-bit words) and its size is passed.
+    let fd =
+        check(unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, attr.as_ptr(), size_of_val(&attr), 0u32) })?;
+    // SAFETY: the kernel has made this descriptor for us; nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Puts the process under a Landlock ruleset.
+pub(crate) fn landlock_restrict(ruleset: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: no memory is passed.
+    check(unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0u32) })?;
+    Ok(())
+}
+
+/// C strings with the null-terminated pointer array that `execve(2)` takes.
+pub(crate) struct CStrings {
+    strings: Vec<CString>,
+}
+
+impl CStrings {
+    /// Copies strings; one with a NUL inside is an error.
+    pub(crate) fn new<'a>(strings: impl IntoIterator<Item = &'a str>) -> io::Result<CStrings> {
+        let strings = strings
+            .into_iter()
+            .map(|s| CString::new(s).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL)))
+            .collect::<io::Result<_>>()?;
+        Ok(CStrings { strings })
+    }
+
+    fn pointers(&self) -> Vec<*const libc::c_char> {
+        self.strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
+    }
+}
+
+/// Replaces the program of the process. Returns only if that failed.
+pub(crate) fn exec(path: &CStr, arguments: &CStrings, environment: &CStrings) -> io::Error {
+    let (arguments, environment) = (arguments.pointers(), environment.pointers());
+    // SAFETY: the path is a C string; both arrays end with a null pointer and point to strings that outlive the call.
+    unsafe { libc::execve(path.as_ptr(), arguments.as_ptr(), environment.as_ptr()) };
+    io::Error::last_os_error()
+}
+
+/// Replaces the program of the process by the file behind a descriptor. Returns only if that failed.
+pub(crate) fn exec_descriptor(file: BorrowedFd<'_>, arguments: &CStrings, environment: &CStrings) -> io::Error {
+    let (arguments, environment) = (arguments.pointers(), environment.pointers());
+    // SAFETY: the path is a constant C string; both arrays end with a null pointer and point to strings that outlive the call.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            arguments.as_ptr(),
+            environment.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    io::Error::last_os_error()
+}
+
+/// Closes every descriptor from `first` on.
+pub(crate) fn close_from(first: u32) -> io::Result<()> {
+    // SAFETY: no memory is passed. The callers own all descriptors of the process and use none of the closed ones again:
+    // one ends in exec, the other is the fork server before it has opened anything.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0u32) })?;
+    Ok(())
+}
+
+/// Makes `target` a copy of a descriptor, without close-on-exec.
+pub(crate) fn duplicate_to(from: BorrowedFd<'_>, target: i32) -> io::Result<()> {
+    if from.as_raw_fd() == target {
+        let flags = rustix::io::fcntl_getfd(from)?;
+        return Ok(rustix::io::fcntl_setfd(from, flags - rustix::io::FdFlags::CLOEXEC)?);
+    }
+    // SAFETY: no memory is passed; `target` is one of the standard descriptors, which this process doesn't own otherwise.
+    check(unsafe { libc::dup2(from.as_raw_fd(), target) } as libc::c_long)?;
+    Ok(())
+}
+
+/// Takes over a descriptor that the parent process left at a number.
+///
+/// The caller must be the one that knows that the number was given to this process for it alone.
+pub(crate) fn inherited(number: i32) -> io::Result<OwnedFd> {
+    // SAFETY: fcntl(F_GETFD) only looks whether the number is open.
+    check(unsafe { libc::fcntl(number, libc::F_GETFD) } as libc::c_long)?;
+    // SAFETY: the descriptor is open and, by the contract above, nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Gives every signal its default action and unblocks all of them.
+pub(crate) fn reset_signals() {
+    for signal in 1..=64 {
+        // SAFETY: SIG_DFL is a valid handler; numbers that can't be set are refused by the kernel.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    // SAFETY: all-zero bytes are a valid `sigset_t`, filled in by sigemptyset before it is used.
+    unsafe {
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+    }
+}
+
+/// Switches the loopback interface of the current network namespace on.
+pub(crate) fn loopback_up() -> io::Result<()> {
+    let socket = rustix::net::socket_with(
+        rustix::net::AddressFamily::INET,
+        rustix::net::SocketType::DGRAM,
+        rustix::net::SocketFlags::CLOEXEC,
+        None,
+    )?;
+    // SAFETY: all-zero bytes are a valid `ifreq`.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[0] = b'l' as libc::c_char;
+    request.ifr_name[1] = b'o' as libc::c_char;
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as i16;
+    // SAFETY: SIOCSIFFLAGS reads one `ifreq`, which outlives the call.
+    check(
+        unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) } as libc::c_long
+    )?;
+    Ok(())
+}

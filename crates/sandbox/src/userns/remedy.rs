@@ -1,0 +1,229 @@
+//! What to type on this machine to get what is missing.
+
+use super::facts::{Facts, Forbidden, Tool};
+use super::idmap;
+
+/// How many IDs beside the own one images may use.
+pub(super) const WANTED: u64 = 65_536;
+
+/// A family of distributions that installs and configures alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Distribution {
+    Debian,
+    Fedora,
+    Arch,
+    Alpine,
+    Suse,
+    Unknown,
+}
+
+impl Distribution {
+    /// Reads `os-release(5)`.
+    pub(super) fn of(os_release: &str) -> Distribution {
+        let value = |key: &str| {
+            let line = os_release.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+            line.unwrap_or_default().trim_matches(['"', '\'']).to_owned()
+        };
+        let ids = format!("{} {}", value("ID"), value("ID_LIKE"));
+        let family = |id: &str| match id {
+            "debian" | "ubuntu" => Some(Distribution::Debian),
+            "fedora" | "rhel" | "centos" => Some(Distribution::Fedora),
+            "arch" => Some(Distribution::Arch),
+            "alpine" => Some(Distribution::Alpine),
+            "suse" | "opensuse" | "sles" => Some(Distribution::Suse),
+            _ => None,
+        };
+        ids.split_whitespace().find_map(family).unwrap_or(Distribution::Unknown)
+    }
+
+    fn install(self) -> &'static str {
+        match self {
+            Distribution::Debian => "sudo apt-get install uidmap",
+            Distribution::Fedora => "sudo dnf install shadow-utils",
+            Distribution::Arch => "sudo pacman -S shadow",
+            Distribution::Alpine => "sudo apk add shadow-subids",
+            Distribution::Suse => "sudo zypper install shadow",
+            Distribution::Unknown => "install the package that has newuidmap and newgidmap (uidmap or shadow)",
+        }
+    }
+
+    fn reinstall(self) -> &'static str {
+        match self {
+            Distribution::Debian => "sudo apt-get install --reinstall uidmap",
+            Distribution::Fedora => "sudo dnf reinstall shadow-utils",
+            Distribution::Arch => "sudo pacman -S shadow",
+            Distribution::Alpine => "sudo apk fix shadow-subids",
+            Distribution::Suse => "sudo zypper install --force shadow",
+            Distribution::Unknown => "reinstall the package that has newuidmap and newgidmap",
+        }
+    }
+}
+
+/// What the own ID alone means for builds.
+const CONSEQUENCE: &str = "only your own user ID is there inside builds, so steps that change owners fail";
+
+/// Says why sub-IDs can't be used, one line for each thing that is missing. Empty: they can.
+pub(super) fn missing_subids(facts: &Facts) -> Vec<String> {
+    let mut notices = Vec::new();
+    for (name, tool) in [("newuidmap", &facts.newuidmap), ("newgidmap", &facts.newgidmap)] {
+        match tool {
+            Tool::Usable(_) => {}
+            Tool::Missing => {
+                notices.push(format!(
+                    "newuidmap and newgidmap are not installed: {CONSEQUENCE}. To mend it: {}",
+                    facts.distribution.install()
+                ));
+                break;
+            }
+            Tool::Powerless(path, why) if why.contains("no_new_privs") => {
+                notices.push(format!(
+                    "{} {why}: {CONSEQUENCE}. To mend it: start the daemon from a normal login shell",
+                    path.display()
+                ));
+                break;
+            }
+            Tool::Powerless(path, why) => {
+                notices.push(format!(
+                    "{name} can't be used ({} {why}): {CONSEQUENCE}. To mend it: {}",
+                    path.display(),
+                    facts.distribution.reinstall()
+                ));
+            }
+        }
+    }
+    let (uids, gids) = (idmap::mapped(&facts.uid_map), idmap::mapped(&facts.gid_map));
+    if uids < WANTED || gids < WANTED {
+        let files = match (uids < WANTED, gids < WANTED) {
+            (true, true) => "/etc/subuid and /etc/subgid",
+            (true, false) => "/etc/subuid",
+            _ => "/etc/subgid",
+        };
+        let has = match uids.min(gids) {
+            0 => format!("{files} has no IDs for {}", facts.user.shown()),
+            few => format!("{files} has only {few} of the 65536 IDs that images use for {}", facts.user.shown()),
+        };
+        notices.push(format!("{has}: {CONSEQUENCE}. To mend it: {}", add_subids(facts, uids < WANTED, gids < WANTED)));
+    }
+    notices
+}
+
+/// Says that newuidmap or newgidmap didn't do what everything spoke for.
+pub(super) fn refused(text: &str) -> String {
+    format!("{text}: {CONSEQUENCE}. To mend it, compare /etc/subuid and /etc/subgid with the IDs that are named here")
+}
+
+fn add_subids(facts: &Facts, uids: bool, gids: bool) -> String {
+    let (user, first) = (facts.user.shown(), facts.free);
+    let last = u64::from(first) + WANTED - 1;
+    if facts.distribution == Distribution::Alpine {
+        // usermod isn't part of the base system there.
+        let files = match (uids, gids) {
+            (true, true) => "/etc/subuid /etc/subgid",
+            (true, false) => "/etc/subuid",
+            _ => "/etc/subgid",
+        };
+        return format!("echo {user}:{first}:65536 | sudo tee -a {files}");
+    }
+    let mut command = "sudo usermod".to_owned();
+    if uids {
+        command.push_str(&format!(" --add-subuids {first}-{last}"));
+    }
+    if gids {
+        command.push_str(&format!(" --add-subgids {first}-{last}"));
+    }
+    format!("{command} {user}")
+}
+
+/// Says what forbids user namespaces and how to allow them.
+pub(super) fn forbidden(what: Forbidden, program: &str) -> String {
+    match what {
+        Forbidden::MaxUserNamespaces => "user namespaces are switched off on this machine (user.max_user_namespaces is 0). To allow them: \
+             echo user.max_user_namespaces=15000 | sudo tee /etc/sysctl.d/99-userns.conf && sudo sysctl --system"
+            .into(),
+        Forbidden::UnprivilegedClone => "only root may make user namespaces on this machine (kernel.unprivileged_userns_clone is 0). To allow them: \
+             echo kernel.unprivileged_userns_clone=1 | sudo tee /etc/sysctl.d/99-userns.conf && sudo sysctl --system"
+            .into(),
+        Forbidden::AppArmor => format!(
+            "AppArmor keeps programs without a profile from using user namespaces on this machine (kernel.apparmor_restrict_unprivileged_userns is 1). \
+             To allow them for this program alone: printf 'abi <abi/4.0>,\\ninclude <tunables/global>\\nprofile bud \"{program}\" flags=(unconfined) {{\\n  userns,\\n}}\\n' \
+             | sudo tee /etc/apparmor.d/bud && sudo apparmor_parser -r /etc/apparmor.d/bud"
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::facts::User;
+    use super::super::idmap::{Range, map};
+    use super::*;
+    use std::path::PathBuf;
+
+    fn facts(uids: u32, gids: u32) -> Facts {
+        let lines = |count: u32| map(1000, &(if count == 0 { vec![] } else { vec![Range { start: 100_000, count }] }));
+        Facts {
+            user: User { uid: 1000, gid: 1000, name: Some("maria".into()) },
+            newuidmap: Tool::Usable(PathBuf::from("/usr/bin/newuidmap")),
+            newgidmap: Tool::Usable(PathBuf::from("/usr/bin/newgidmap")),
+            uid_map: lines(uids),
+            gid_map: lines(gids),
+            free: 100_000,
+            distribution: Distribution::Debian,
+        }
+    }
+
+    #[test]
+    fn nothing_is_said_when_nothing_is_missing() {
+        assert!(missing_subids(&facts(65_536, 65_536)).is_empty());
+    }
+
+    #[test]
+    fn each_missing_thing_has_its_command() {
+        let notices =
+            missing_subids(&Facts { newuidmap: Tool::Missing, newgidmap: Tool::Missing, ..facts(65_536, 65_536) });
+        assert_eq!(notices.len(), 1);
+        assert!(notices[0].ends_with("sudo apt-get install uidmap"), "{notices:?}");
+
+        let notices = missing_subids(&facts(0, 0));
+        assert!(
+            notices[0].ends_with("sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 maria"),
+            "{notices:?}"
+        );
+
+        let notices = missing_subids(&facts(65_536, 1000));
+        assert!(notices[0].contains("only 1000 of"), "{notices:?}");
+        assert!(notices[0].ends_with("sudo usermod --add-subgids 100000-165535 maria"), "{notices:?}");
+
+        let notices = missing_subids(&Facts {
+            newgidmap: Tool::Powerless("/usr/bin/newgidmap".into(), "is on a file system mounted nosuid"),
+            ..facts(65_536, 65_536)
+        });
+        assert!(notices[0].contains("nosuid") && notices[0].ends_with("--reinstall uidmap"), "{notices:?}");
+
+        let notices = missing_subids(&Facts { distribution: Distribution::Alpine, ..facts(0, 65_536) });
+        assert!(notices[0].ends_with("echo maria:100000:65536 | sudo tee -a /etc/subuid"), "{notices:?}");
+    }
+
+    #[test]
+    fn distributions_are_told_by_id_and_likeness() {
+        let cases = [
+            ("ID=debian\n", Distribution::Debian),
+            ("NAME=x\nID=linuxmint\nID_LIKE=\"ubuntu debian\"\n", Distribution::Debian),
+            ("ID=\"rocky\"\nID_LIKE=\"rhel centos fedora\"\n", Distribution::Fedora),
+            ("ID=alpine\n", Distribution::Alpine),
+            ("ID=\"opensuse-leap\"\nID_LIKE=\"suse opensuse\"\n", Distribution::Suse),
+            ("ID=manjaro\nID_LIKE=arch\n", Distribution::Arch),
+            ("", Distribution::Unknown),
+        ];
+        for (text, want) in cases {
+            assert_eq!(Distribution::of(text), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_forbids_namespaces_is_named_with_its_command() {
+        assert!(forbidden(Forbidden::MaxUserNamespaces, "/bin/bud").contains("user.max_user_namespaces=15000"));
+        assert!(forbidden(Forbidden::UnprivilegedClone, "/bin/bud").contains("kernel.unprivileged_userns_clone=1"));
+        let text = forbidden(Forbidden::AppArmor, "/home/m/.cargo/bin/bud");
+        assert!(text.contains("profile bud \"/home/m/.cargo/bin/bud\"") && text.contains("/etc/apparmor.d/bud"));
+    }
+}
