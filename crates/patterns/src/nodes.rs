@@ -181,8 +181,8 @@ fn run(nodes: &[Node], text: &[u8], now: &mut [u64], next: &mut [u64]) -> bool {
         rest = &rest[width..];
         next.fill(0);
         let mut alive = false;
-        for word in 0..now.len() {
-            let mut bits = now[word];
+        for (word, &bits) in now.iter().enumerate() {
+            let mut bits = bits;
             while bits != 0 {
                 let i = word * 64 + bits.trailing_zeros() as usize;
                 bits &= bits - 1;
