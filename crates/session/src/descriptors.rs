@@ -1,12 +1,12 @@
-//! Handing over a directory to a daemon on the same machine, in place of its files.
+//! Handing over directories to a daemon on the same machine, in place of their files.
 //!
-//! "Same machine" is proven by the descriptor itself, which only a process that shares the kernel can pass. It goes over a second
-//! socket beside the API's, in one message: the session's id, the local's name, and the descriptor. The id is the nonce that binds it:
-//! it is random, and known to the client and its daemon alone.
+//! "Same machine" is proven by the descriptors themselves, which only a process that shares the kernel can pass. They go over a second
+//! socket beside the API's, all in one message: a line of JSON with the session's id and the locals' names, and the descriptors in the same order.
+//! The id is the nonce that binds them: it is random, and known to the client and its daemon alone. The answer is a line, `ok` or `error: …`.
 
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, BufRead, BufReader, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -17,60 +17,61 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
+/// Most directories in one message.
+pub const MAX_DIRS: usize = 64;
 /// Longest message, in bytes.
-const MAX_MESSAGE: usize = 4096;
+const MAX_MESSAGE: usize = 64 << 10;
+/// Longest answer, in bytes.
+const MAX_ANSWER: usize = 1024;
 /// How long the other end may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// What the daemon answers when it has taken a descriptor.
-const TAKEN: &[u8] = b"ok";
 
 #[derive(Serialize, Deserialize)]
 struct Message {
     session: String,
-    name: String,
+    names: Vec<String>,
 }
 
-/// A directory that was handed over.
+/// Directories that were handed over.
 #[derive(Debug)]
 pub struct Handed {
-    /// The session that it belongs to.
+    /// The session that they belong to.
     pub session: String,
-    /// The local's name in it.
-    pub name: String,
-    /// The directory, open for reading.
-    pub dir: OwnedFd,
+    /// The locals' names in it, with their directories.
+    pub dirs: Vec<(String, OwnedFd)>,
 }
 
-/// Hands the directory `dir`, open for reading, to the daemon whose descriptor socket is at `socket`. An error means that the files have to go
-/// over the session instead.
-pub fn hand_over(socket: &Path, session_id: &str, name: &str, dir: impl AsFd) -> io::Result<()> {
-    let stream = UnixStream::connect(socket)?;
-    hand_over_on(&stream, session_id, name, dir.as_fd())
+/// Hands directories, by the names of the locals that they are, to the daemon whose descriptor socket is at `socket`. The session must be
+/// open. An error means that the files have to go over the session instead.
+pub fn hand_over(socket: &Path, session_id: &str, dirs: &[(&str, BorrowedFd<'_>)]) -> io::Result<()> {
+    hand_over_on(&UnixStream::connect(socket)?, session_id, dirs)
 }
 
-/// Hands a directory over on a connection.
-pub fn hand_over_on(stream: &UnixStream, session_id: &str, name: &str, dir: BorrowedFd<'_>) -> io::Result<()> {
+/// Hands directories over on a connection.
+pub fn hand_over_on(stream: &UnixStream, session_id: &str, dirs: &[(&str, BorrowedFd<'_>)]) -> io::Result<()> {
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
-    let message = Message { session: session_id.to_owned(), name: name.to_owned() };
-    let message = serde_json::to_vec(&message)?;
-    if message.len() > MAX_MESSAGE {
-        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    let message =
+        Message { session: session_id.to_owned(), names: dirs.iter().map(|(name, _)| (*name).to_owned()).collect() };
+    let mut message = serde_json::to_vec(&message)?;
+    message.push(b'\n');
+    if message.len() > MAX_MESSAGE || dirs.is_empty() || dirs.len() > MAX_DIRS {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "no directories, or too many"));
     }
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let fds: Vec<BorrowedFd<'_>> = dirs.iter().map(|(_, fd)| *fd).collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DIRS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    let fds = [dir];
     ancillary.push(SendAncillaryMessage::ScmRights(&fds));
     let sent = rustix::net::sendmsg(stream, &[IoSlice::new(&message)], &mut ancillary, SendFlags::NOSIGNAL)?;
-    if sent != message.len() {
-        return Err(io::Error::from(io::ErrorKind::WriteZero));
+    // The descriptors went with the first byte; the rest of a long line may follow.
+    (&mut &*stream).write_all(&message[sent..])?;
+    let mut answer = String::new();
+    BufReader::new(stream.take(MAX_ANSWER as u64)).read_line(&mut answer)?;
+    match answer.trim_end() {
+        "ok" => Ok(()),
+        "" => Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
+        refused => Err(io::Error::other(refused.strip_prefix("error: ").unwrap_or(refused).to_owned())),
     }
-    let mut answer = [0; 256];
-    let read = io::Read::read(&mut &*stream, &mut answer)?;
-    if &answer[..read] == TAKEN {
-        return Ok(());
-    }
-    Err(io::Error::other(String::from_utf8_lossy(&answer[..read]).into_owned()))
 }
 
 /// Receives what a client hands over on a connection, which must be in blocking mode. `accept` says whether the daemon wants it; its error is told to
@@ -78,49 +79,53 @@ pub fn hand_over_on(stream: &UnixStream, session_id: &str, name: &str, dir: Borr
 pub fn take_over(stream: &UnixStream, accept: impl FnOnce(Handed) -> Result<(), String>) -> io::Result<()> {
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
-    let answer = match receive(stream) {
-        Ok(handed) => accept(handed),
-        Err(error) => Err(error.to_string()),
+    let taken = receive(stream).map_err(|error| error.to_string()).and_then(accept);
+    let answer = match taken {
+        Ok(()) => "ok\n".to_owned(),
+        Err(message) => {
+            let line: String = message.chars().filter(|c| !c.is_control()).take(MAX_ANSWER / 8).collect();
+            format!("error: {line}\n")
+        }
     };
-    let answer = match &answer {
-        Ok(()) => TAKEN,
-        Err(message) => &message.as_bytes()[..message.len().min(200)],
-    };
-    io::Write::write_all(&mut &*stream, answer)
+    (&mut &*stream).write_all(answer.as_bytes())
 }
 
 fn receive(stream: &UnixStream) -> io::Result<Handed> {
     let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
-    let mut buffer = vec![0; MAX_MESSAGE + 1];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let received =
-        rustix::net::recvmsg(stream, &mut [IoSliceMut::new(&mut buffer)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
-    // All descriptors are taken out, so that surplus ones are closed.
+    let mut line = Vec::new();
     let mut fds = Vec::new();
-    for message in ancillary.drain() {
-        if let RecvAncillaryMessage::ScmRights(rights) = message {
-            fds.extend(rights);
+    let mut buffer = vec![0; MAX_MESSAGE];
+    while line.last() != Some(&b'\n') {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DIRS))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let mut parts = [IoSliceMut::new(&mut buffer)];
+        let received = rustix::net::recvmsg(stream, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                fds.extend(rights);
+            }
+        }
+        if received.bytes == 0 || line.len() + received.bytes > MAX_MESSAGE || fds.len() > MAX_DIRS {
+            return Err(invalid("no whole message, or one that is too long"));
+        }
+        line.extend_from_slice(&buffer[..received.bytes]);
+    }
+    let message: Message = serde_json::from_slice(&line)?;
+    if fds.is_empty() || fds.len() != message.names.len() {
+        return Err(invalid("the message has not one descriptor a name"));
+    }
+    for fd in &fds {
+        if FileType::from_raw_mode(rustix::fs::fstat(fd)?.st_mode) != FileType::Directory {
+            return Err(invalid("a descriptor is no directory"));
         }
     }
-    if received.bytes == 0 || received.bytes > MAX_MESSAGE {
-        return Err(invalid("no message, or one that is too long"));
-    }
-    let message: Message = serde_json::from_slice(&buffer[..received.bytes])?;
-    let mut fds = fds.into_iter();
-    let (Some(dir), None) = (fds.next(), fds.next()) else {
-        return Err(invalid("not one descriptor came with it"));
-    };
-    let stat = rustix::fs::fstat(&dir)?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
-        return Err(invalid("the descriptor is no directory"));
-    }
-    Ok(Handed { session: message.session, name: message.name, dir })
+    Ok(Handed { session: message.session, dirs: message.names.into_iter().zip(fds).collect() })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsFd;
 
     fn exchange(
         send: impl FnOnce(UnixStream) -> io::Result<()> + Send + 'static,
@@ -134,13 +139,14 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_comes_over_with_its_session() {
+    fn directories_come_over_with_their_session() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("x"), "1").unwrap();
         let fd = std::fs::File::open(dir.path()).unwrap();
+        let root = std::fs::File::open("/").unwrap();
         let mut taken = None;
         exchange(
-            move |stream| hand_over_on(&stream, "s1", "context", fd.as_fd()),
+            move |stream| hand_over_on(&stream, "s1", &[("context", fd.as_fd()), ("dockerfile", root.as_fd())]),
             |handed| {
                 taken = Some(handed);
                 Ok(())
@@ -148,37 +154,43 @@ mod tests {
         )
         .unwrap();
         let taken = taken.unwrap();
-        assert_eq!((taken.session.as_str(), taken.name.as_str()), ("s1", "context"));
-        assert!(rustix::fs::statat(&taken.dir, "x", rustix::fs::AtFlags::empty()).is_ok());
+        assert_eq!(taken.session, "s1");
+        assert_eq!((taken.dirs[0].0.as_str(), taken.dirs[1].0.as_str()), ("context", "dockerfile"));
+        assert!(rustix::fs::statat(&taken.dirs[0].1, "x", rustix::fs::AtFlags::empty()).is_ok());
+        assert!(rustix::fs::statat(&taken.dirs[1].1, "proc", rustix::fs::AtFlags::empty()).is_ok());
     }
 
     #[test]
     fn a_refusal_is_told() {
         let fd = std::fs::File::open("/").unwrap();
         let error = exchange(
-            move |stream| hand_over_on(&stream, "s1", "context", fd.as_fd()),
-            |_| Err("no such session".to_owned()),
+            move |stream| hand_over_on(&stream, "s1", &[("context", fd.as_fd())]),
+            |_| Err("no such\nsession".to_owned()),
         );
-        assert_eq!(error.unwrap_err().to_string(), "no such session");
+        assert_eq!(error.unwrap_err().to_string(), "no suchsession");
     }
 
     #[test]
     fn what_is_no_directory_or_no_message_is_refused() {
         let file = tempfile::tempfile().unwrap();
         let never = |_| panic!("it was accepted");
-        assert!(exchange(move |stream| hand_over_on(&stream, "s", "n", file.as_fd()), never).is_err());
+        assert!(exchange(move |stream| hand_over_on(&stream, "s", &[("n", file.as_fd())]), never).is_err());
         let raw = |bytes: &'static [u8]| {
             exchange(
                 move |mut stream| {
-                    io::Write::write_all(&mut stream, bytes)?;
+                    stream.write_all(bytes)?;
+                    stream.shutdown(std::net::Shutdown::Write)?;
                     let mut answer = String::new();
-                    io::Read::read_to_string(&mut stream, &mut answer)?;
+                    stream.read_to_string(&mut answer)?;
                     Err(io::Error::other(answer))
                 },
                 never,
             )
         };
-        assert!(raw(b"{}").is_err());
-        assert!(raw(br#"{"session":"s","name":"n"}"#).unwrap_err().to_string().contains("descriptor"));
+        assert!(raw(b"{}\n").is_err());
+        assert!(raw(b"").is_err());
+        assert!(raw(&[b'x'; MAX_MESSAGE + 1]).unwrap_err().to_string().contains("too long"));
+        let message = raw(b"{\"session\":\"s\",\"names\":[\"n\"]}\n").unwrap_err().to_string();
+        assert!(message.contains("descriptor"), "{message}");
     }
 }

@@ -10,6 +10,7 @@ use futures_util::Stream;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataMap;
 use tonic::{Status, Streaming};
 
@@ -84,10 +85,13 @@ impl SessionRegistry {
         let (outbound, messages) = mpsc::channel(16);
         let (tunnel, ended) = Tunnel::new(inbound, outbound);
         let this = self.clone();
+        let closing = CancellationToken::new();
+        let close = closing.clone().drop_guard();
+        let closed = closing.clone().cancelled_owned();
         // The HTTP/2 handshake needs the response stream to flow, so the connection is made beside it.
         tokio::spawn(async move {
             let id = opening.id.clone();
-            let session = match Session::connect(opening, tunnel, ended.clone()).await {
+            let session = match Session::connect(opening, tunnel, ended.clone(), closing).await {
                 Ok(session) => session,
                 Err(error) => {
                     tracing::debug!(%error, session = id, "the session could not be opened");
@@ -98,10 +102,11 @@ impl SessionRegistry {
             this.inner.sessions().insert(id.clone(), Some(session.clone()));
             this.inner.changed.send_replace(());
             health::watch(&session).await;
-            session.end();
+            drop(close);
             drop(entry);
         });
-        Ok(Box::pin(ReceiverStream::new(messages).map(Ok)))
+        let messages = ReceiverStream::new(messages).map(Ok);
+        Ok(Box::pin(futures_util::StreamExt::take_until(messages, closed)))
     }
 
     /// Returns the session `id`, waiting up to `wait` for it to appear. An id `prefix:id` is looked up as `id`.

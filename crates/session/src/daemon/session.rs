@@ -15,6 +15,7 @@ use futures_util::Stream;
 use hyper_util::rt::TokioIo;
 use tokio::sync::watch;
 use tokio_stream::StreamExt;
+use tokio_util::sync::CancellationToken;
 use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
@@ -44,7 +45,7 @@ struct Inner {
     health_timeout: Option<Duration>,
     channel: Channel,
     stream_ended: watch::Receiver<bool>,
-    closed: watch::Sender<bool>,
+    closing: CancellationToken,
 }
 
 /// A registry token that the client fetched.
@@ -69,6 +70,7 @@ impl Session {
         opening: Opening,
         tunnel: Tunnel,
         stream_ended: watch::Receiver<bool>,
+        closing: CancellationToken,
     ) -> Result<Session, SessionError> {
         let io = Mutex::new(Some(TokioIo::new(tunnel)));
         // One connection a session: asked for a second one, there is none.
@@ -92,7 +94,7 @@ impl Session {
                 health_timeout: opening.health_timeout,
                 channel,
                 stream_ended,
-                closed: watch::Sender::new(false),
+                closing,
             }),
         })
     }
@@ -115,22 +117,21 @@ impl Session {
     /// Returns when the session is over.
     pub async fn ended(&self) {
         let mut stream = self.inner.stream_ended.clone();
-        let mut closed = self.inner.closed.subscribe();
         // An error means that the sender is gone, which is an end as well.
         tokio::select! {
             _ = stream.wait_for(|over| *over) => {}
-            _ = closed.wait_for(|closed| *closed) => {}
+            () = self.inner.closing.cancelled() => {}
         }
     }
 
     /// Tells whether the session is over.
     pub fn has_ended(&self) -> bool {
-        *self.inner.stream_ended.borrow() || *self.inner.closed.borrow()
+        *self.inner.stream_ended.borrow() || self.inner.closing.is_cancelled()
     }
 
-    /// Ends the session: whatever is being asked fails.
+    /// Ends the session: whatever is being asked fails, and the client's stream ends.
     pub fn end(&self) {
-        self.inner.closed.send_replace(true);
+        self.inner.closing.cancel();
     }
 
     pub(super) fn channel(&self) -> Channel {

@@ -14,6 +14,9 @@ use super::writer::{ReceiveOptions, Received, Writer};
 use super::{Outbound, QUEUE};
 use crate::SessionError;
 
+/// How long a sender may take to end its stream.
+const END_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// Receives a tree into the directory `dest` over a pair of packet streams.
 ///
 /// What the sender says is checked: paths are clean, relative, in order and below directories that it listed before; a file has the
@@ -65,7 +68,9 @@ pub async fn receive(
         Ok(_) => {
             // Half-closed; the sender ends its side.
             drop(outbound);
-            while let Some(Ok(_)) = inbound.next().await {}
+            let drained = async { while let Some(Ok(_)) = inbound.next().await {} };
+            // All is here: one who doesn't end the stream only has it ended for him.
+            let _ = tokio::time::timeout(END_TIMEOUT, drained).await;
         }
         Err(error) => {
             let packet = Packet {
