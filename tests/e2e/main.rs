@@ -1,0 +1,20 @@
+//! End to end: the real binary as an unprivileged user, a real daemon, real namespaces, a real registry, real clients.
+//!
+//! Run through `tests/run`, which makes the users and installs what is needed.
+
+#![forbid(unsafe_code)]
+
+mod harness;
+mod registry;
+
+mod api;
+mod bad_input;
+mod cache;
+mod cli;
+mod daemon_life;
+mod dockerfile;
+mod images;
+mod results;
+mod rootless;
+mod sandbox;
+mod security;
