@@ -10,14 +10,21 @@ pub mod cachemount;
 pub mod content;
 pub mod context;
 pub mod error;
+mod filecopy;
 pub mod fileop;
+mod fileindex;
 pub mod image;
 pub mod layer;
 pub mod prune;
 pub mod record;
+mod scan;
 pub mod snapshot;
+mod source;
 pub mod store;
 pub mod tree;
+#[cfg(test)]
+mod testing;
+mod union;
 
 pub use blob::{BlobReader, BlobStore, BlobWriter};
 pub use cachemount::{CacheMount, Sharing};

@@ -72,8 +72,8 @@ pub struct Store {
     pub(crate) blob_pins: Mutex<HashMap<bud_image::Digest, usize>>,
     pub(crate) mounts: crate::cachemount::Mounts,
     pub(crate) trees: crate::tree::TreeCache,
+    pub(crate) indexes: crate::fileindex::Indexes,
     touched: Mutex<HashMap<LayerId, u32>>,
-    device: u64,
     last_sync: AtomicI64,
 }
 
@@ -114,7 +114,7 @@ impl Store {
     /// # Errors
     /// The directory can't be used, or its database is of a newer version.
     pub fn open(root: &Path, options: Options) -> Result<Arc<Self>, StoreError> {
-        use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+        use std::os::unix::fs::DirBuilderExt;
         for dir in ["", "blobs/sha256", "blobs/new", "layers", "cache", "empty"] {
             let path = root.join(dir);
             std::fs::DirBuilder::new()
@@ -123,7 +123,6 @@ impl Store {
                 .create(&path)
                 .map_err(StoreError::io("create", path))?;
         }
-        let device = std::fs::metadata(root.join("layers")).map_err(StoreError::io("look at", root))?.dev();
         let (connection, warnings) = open_database(&root.join("state.db"))?;
         let reserved: i64 = meta(&connection, "reserved_ids")?.unwrap_or(0);
         let store = Arc::new(Self {
@@ -136,8 +135,8 @@ impl Store {
             blob_pins: Mutex::default(),
             mounts: crate::cachemount::Mounts::default(),
             trees: crate::tree::TreeCache::default(),
+            indexes: crate::fileindex::Indexes::default(),
             touched: Mutex::default(),
-            device,
             last_sync: AtomicI64::new(0),
             options,
         });
@@ -165,11 +164,6 @@ impl Store {
     #[must_use]
     pub fn blobs(&self) -> &BlobStore {
         &self.blobs
-    }
-
-    /// Returns the device number of the file system that holds the layers.
-    pub(crate) fn device(&self) -> u64 {
-        self.device
     }
 
     pub(crate) fn layers_dir(&self) -> PathBuf {

@@ -3,14 +3,12 @@
 use crate::snapshot::{LayerDraft, Pin, Snapshot};
 use crate::store::{Store, lock};
 use crate::{ContextTree, StoreError};
-use bud_sandbox::overlay::MountApi;
+use bud_sandbox::overlay::{MountApi, Overlay};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use std::collections::VecDeque;
-use std::ffi::OsStr;
 use std::io::Read;
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, Weak};
 
 /// So many mounted trees are kept for the next use.
@@ -24,8 +22,9 @@ pub struct Tree(Arc<Inner>);
 
 struct Inner {
     root: OwnedFd,
+    /// The mount is dissolved when its own descriptor is closed.
+    _mount: Option<OwnedFd>,
     snapshot: Option<Snapshot>,
-    layers_device: u64,
     _pin: Option<Pin>,
 }
 
@@ -59,18 +58,26 @@ impl Store {
             return Ok(Tree(found));
         }
         let pin = self.pin(snapshot)?;
-        let root = if snapshot.is_scratch() {
-            open_dir(&self.empty_dir())?
+        let (root, mount) = if snapshot.is_scratch() {
+            (open_dir(&self.empty_dir())?, None)
         } else {
-            self.overlay(snapshot).mount(MountApi::Auto).map_err(|e| StoreError::Overlay(e.to_string()))?
+            mounted(&self.overlay(snapshot))?
         };
         let inner =
-            Arc::new(Inner { root, snapshot: Some(snapshot.clone()), layers_device: self.device(), _pin: Some(pin) });
+            Arc::new(Inner { root, _mount: mount, snapshot: Some(snapshot.clone()), _pin: Some(pin) });
         cache.retain(|(s, weak)| s != snapshot && weak.strong_count() > 0);
         cache.push_front((snapshot.clone(), Arc::downgrade(&inner)));
         cache.truncate(KEPT_TREES);
         Ok(Tree(inner))
     }
+}
+
+/// Mounts an overlay and opens its root.
+fn mounted(overlay: &Overlay) -> Result<(OwnedFd, Option<OwnedFd>), StoreError> {
+    let mount = overlay.mount(MountApi::Auto).map_err(|e| StoreError::Overlay(e.to_string()))?;
+    let root = open_beneath(mount.as_fd(), b"", OFlags::RDONLY | OFlags::DIRECTORY)
+        .map_err(|e| StoreError::Overlay(format!("open its root: {e}")))?;
+    Ok((root, Some(mount)))
 }
 
 fn open_dir(path: &Path) -> Result<OwnedFd, StoreError> {
@@ -92,10 +99,10 @@ impl Tree {
         if lowers.len() < 2 {
             lowers.push(store.empty_dir());
         }
-        let overlay = bud_sandbox::overlay::Overlay { lowers, upper: None, work: None, volatile: false };
-        let root = overlay.mount(MountApi::Auto).map_err(|e| StoreError::Overlay(e.to_string()))?;
+        let overlay = Overlay { lowers, upper: None, work: None, volatile: false };
+        let (root, mount) = mounted(&overlay)?;
         let pin = store.pin(draft.parent())?;
-        Ok(Self(Arc::new(Inner { root, snapshot: None, layers_device: store.device(), _pin: Some(pin) })))
+        Ok(Self(Arc::new(Inner { root, _mount: mount, snapshot: None, _pin: Some(pin) })))
     }
 
     /// Makes a tree of any directory, such as one in a test.
@@ -104,20 +111,13 @@ impl Tree {
     /// The directory can't be opened.
     pub fn of_directory(path: &Path) -> Result<Self, StoreError> {
         let root = open_dir(path)?;
-        let layers_device = rustix::fs::fstat(&root).map_err(StoreError::io("look at", path))?.st_dev;
-        Ok(Self(Arc::new(Inner { root, snapshot: None, layers_device, _pin: None })))
+        Ok(Self(Arc::new(Inner { root, _mount: None, snapshot: None, _pin: None })))
     }
 
     /// Returns the snapshot, if it is one.
     #[must_use]
     pub fn snapshot(&self) -> Option<&Snapshot> {
         self.0.snapshot.as_ref()
-    }
-
-    /// Returns the device under which files of this tree are remembered: each mount has another device number, the layers'
-    /// file system has not.
-    pub(crate) fn index_device(&self) -> u64 {
-        self.0.layers_device
     }
 
     /// Opens a path within the tree; symbolic links lead nowhere else.
@@ -174,9 +174,4 @@ pub(crate) fn read_regular(fd: OwnedFd, limit: u64) -> std::io::Result<Vec<u8>> 
         return Err(std::io::Error::new(std::io::ErrorKind::FileTooLarge, format!("larger than {limit} bytes")));
     }
     Ok(bytes)
-}
-
-/// Turns bytes of a path into a path.
-pub(crate) fn as_path(bytes: &[u8]) -> PathBuf {
-    PathBuf::from(OsStr::from_bytes(bytes))
 }

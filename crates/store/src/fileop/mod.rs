@@ -3,15 +3,26 @@
 //! Paths are resolved in the union of the layer and its parents, which is never left: the source's links stay in the source,
 //! the destination's in the destination.
 
-use crate::snapshot::LayerDraft;
-use crate::tree::Source;
-use crate::{Observer, StoreError};
+mod account;
+mod copy;
+mod mode;
+mod simple;
+#[cfg(test)]
+mod tests;
+mod unpack;
+
+pub use account::{lookup_group, lookup_user};
+pub use copy::copy;
+pub use simple::{mkdir, mkfile, rm, symlink};
+
+use crate::StoreError;
+use rustix::io::Errno;
 
 /// A file operation that failed; the paths are those within the trees.
 #[derive(Debug, thiserror::Error)]
 pub enum FileOpError {
     /// A path isn't there.
-    #[error("{path}: not found")]
+    #[error("{path:?}: not found")]
     NotFound {
         /// As it was given.
         path: String,
@@ -45,6 +56,23 @@ pub enum FileOpError {
     /// Cancelled.
     #[error("cancelled")]
     Cancelled,
+}
+
+impl FileOpError {
+    pub(crate) fn io(what: &'static str, path: &[u8], source: Errno) -> Self {
+        Self::std(what, path, source.into())
+    }
+
+    pub(crate) fn std(what: &'static str, path: &[u8], source: std::io::Error) -> Self {
+        Self::Io { what, path: shown(path), source }
+    }
+}
+
+/// Shows a path of a tree: from its root, cut when it is very long.
+pub(crate) fn shown(path: &[u8]) -> String {
+    let path = path.strip_prefix(b"/").unwrap_or(path);
+    let text = String::from_utf8_lossy(&path[..path.len().min(1000)]);
+    format!("/{text}{}", if path.len() > 1000 { "…" } else { "" })
 }
 
 /// Owner and group, by number.
@@ -139,79 +167,3 @@ pub struct Stats {
     pub bytes: u64,
 }
 
-/// Copies from a tree into a layer.
-///
-/// # Errors
-/// See [`FileOpError`].
-pub fn copy(
-    draft: &LayerDraft,
-    source: Source<'_>,
-    copy: &Copy,
-    observer: &dyn Observer,
-) -> Result<Stats, FileOpError> {
-    let _ = (draft, source, copy, observer);
-    Err(FileOpError::Invalid("copying is not there yet".into()))
-}
-
-/// Makes a directory. One that is there is fine, and left as it is.
-///
-/// # Errors
-/// See [`FileOpError`].
-pub fn mkdir(draft: &LayerDraft, mkdir: &Mkdir) -> Result<(), FileOpError> {
-    let _ = (draft, mkdir);
-    Err(FileOpError::Invalid("mkdir is not there yet".into()))
-}
-
-/// Makes or overwrites a file.
-///
-/// # Errors
-/// See [`FileOpError`].
-pub fn mkfile(draft: &LayerDraft, mkfile: &Mkfile) -> Result<(), FileOpError> {
-    let _ = (draft, mkfile);
-    Err(FileOpError::Invalid("mkfile is not there yet".into()))
-}
-
-/// Makes a symbolic link.
-///
-/// # Errors
-/// See [`FileOpError`].
-pub fn symlink(draft: &LayerDraft, symlink: &Symlink) -> Result<(), FileOpError> {
-    let _ = (draft, symlink);
-    Err(FileOpError::Invalid("symlink is not there yet".into()))
-}
-
-/// Removes a file or a whole directory.
-///
-/// # Errors
-/// See [`FileOpError`].
-pub fn rm(draft: &LayerDraft, rm: &Rm) -> Result<(), FileOpError> {
-    let _ = (draft, rm);
-    Err(FileOpError::Invalid("rm is not there yet".into()))
-}
-
-/// A user or group, by number or by name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Id {
-    /// By number.
-    Number(u32),
-    /// By name, looked up in `/etc/passwd` or `/etc/group` of a tree.
-    Name(String),
-}
-
-/// Looks up a user in a tree's `/etc/passwd`: its number and its group.
-///
-/// # Errors
-/// It isn't there, or the file can't be read within limits.
-pub fn lookup_user(tree: &crate::Tree, name: &str) -> Result<Owner, FileOpError> {
-    let _ = (tree, name);
-    Err(FileOpError::Invalid("look-up is not there yet".into()))
-}
-
-/// Looks up a group in a tree's `/etc/group`.
-///
-/// # Errors
-/// It isn't there, or the file can't be read within limits.
-pub fn lookup_group(tree: &crate::Tree, name: &str) -> Result<u32, FileOpError> {
-    let _ = (tree, name);
-    Err(FileOpError::Invalid("look-up is not there yet".into()))
-}
