@@ -131,7 +131,8 @@ fn list_paths(path: &[u8], node: &Node, out: &mut Vec<Vec<u8>>) {
     while let Some((path, node)) = waiting.pop() {
         if let Kind::Dir(children) = &node.kind {
             for child in children {
-                let below = if path.is_empty() { child.name.to_vec() } else { [&path, &b"/"[..], &child.name].concat() };
+                let below =
+                    if path.is_empty() { child.name.to_vec() } else { [&path, &b"/"[..], &child.name].concat() };
                 waiting.push((below, child));
             }
         }
@@ -219,7 +220,13 @@ impl Facts {
         if wanted.is_empty() {
             return Ok(Self { digests });
         }
-        let dirs = Dirs { source, base: &found.path, top_is_dir: found.node.is_dir(), parents: &parents, last: Mutex::default() };
+        let dirs = Dirs {
+            source,
+            base: &found.path,
+            top_is_dir: found.node.is_dir(),
+            parents: &parents,
+            last: Mutex::default(),
+        };
         let results = read_all(&items, &wanted, &dirs, observer)?;
         let mut new = Vec::with_capacity(results.len());
         for (i, digest) in results {

@@ -150,9 +150,11 @@ impl Store {
                 known.insert(key(meta), *digest);
             }
         }
-        self.database()
-            .prepare_cached("INSERT OR REPLACE INTO file_index VALUES(?1, ?2, ?3)")?
-            .execute(params![root, index.to_bytes(), now_ms()])?;
+        self.database().prepare_cached("INSERT OR REPLACE INTO file_index VALUES(?1, ?2, ?3)")?.execute(params![
+            root,
+            index.to_bytes(),
+            now_ms()
+        ])?;
         self.database()
             .prepare_cached(
                 "DELETE FROM file_index WHERE root NOT IN (SELECT root FROM file_index ORDER BY last_used DESC LIMIT 64)",

@@ -11,8 +11,8 @@ pub mod content;
 pub mod context;
 pub mod error;
 mod filecopy;
-pub mod fileop;
 mod fileindex;
+pub mod fileop;
 pub mod image;
 pub mod layer;
 pub mod prune;
@@ -21,9 +21,9 @@ mod scan;
 pub mod snapshot;
 mod source;
 pub mod store;
-pub mod tree;
 #[cfg(test)]
 mod testing;
+pub mod tree;
 mod union;
 
 pub use blob::{BlobReader, BlobStore, BlobWriter};

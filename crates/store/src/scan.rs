@@ -174,7 +174,15 @@ pub(crate) fn scan(root: OwnedFd, name: &[u8], filter: &Filter) -> Result<Node, 
                         }
                         let fd = open_subdir(level.fd.as_fd(), &name).map_err(|e| FileOpError::io("open", &path, e))?;
                         let names = names_of(&fd).map_err(|e| FileOpError::io("read", &path, e))?;
-                        stack.push(Level { fd, node, state, path_len, selected, names: names.into_iter(), kept: Vec::new() });
+                        stack.push(Level {
+                            fd,
+                            node,
+                            state,
+                            path_len,
+                            selected,
+                            names: names.into_iter(),
+                            kept: Vec::new(),
+                        });
                         continue;
                     }
                     level.kept.push(node);
@@ -223,7 +231,8 @@ pub(crate) fn filtered(top: &Node, filter: &Filter) -> Node {
         kept: Vec<Node>,
     }
     let mut path: Vec<u8> = Vec::new();
-    let start = Level { node: top, state: FilterState::default(), path_len: 0, selected: true, next: 0, kept: Vec::new() };
+    let start =
+        Level { node: top, state: FilterState::default(), path_len: 0, selected: true, next: 0, kept: Vec::new() };
     let mut stack = vec![start];
     let copy = |node: &Node, kind| Node { name: node.name.clone(), meta: node.meta, kind };
     while let Some(level) = stack.last_mut() {
@@ -249,7 +258,8 @@ pub(crate) fn filtered(top: &Node, filter: &Filter) -> Node {
         let (verdict, state) = filter.step(&level.state, &path);
         if child.is_dir() && (verdict.descend || verdict.selected) {
             if verdict.descend {
-                let next = Level { node: child, state, path_len, selected: verdict.selected, next: 0, kept: Vec::new() };
+                let next =
+                    Level { node: child, state, path_len, selected: verdict.selected, next: 0, kept: Vec::new() };
                 stack.push(next);
                 continue;
             }

@@ -140,8 +140,7 @@ impl<'a> Source<'a> {
         let Some(first) = parts.iter().position(|p| has_wildcards(p)) else {
             return Ok(vec![clean.into_bytes()]);
         };
-        let globs =
-            parts[first..].iter().map(|p| bud_patterns::glob::Glob::new(p)).collect::<Result<Vec<_>, _>>()?;
+        let globs = parts[first..].iter().map(|p| bud_patterns::glob::Glob::new(p)).collect::<Result<Vec<_>, _>>()?;
         let prefix = parts[..first].join("/");
         let Some(start) = self.resolve(prefix.as_bytes(), follow_links)? else { return Ok(Vec::new()) };
         let mut matches: Vec<Vec<u8>> = Vec::new();

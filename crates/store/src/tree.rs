@@ -63,8 +63,7 @@ impl Store {
         } else {
             mounted(&self.overlay(snapshot))?
         };
-        let inner =
-            Arc::new(Inner { root, _mount: mount, snapshot: Some(snapshot.clone()), _pin: Some(pin) });
+        let inner = Arc::new(Inner { root, _mount: mount, snapshot: Some(snapshot.clone()), _pin: Some(pin) });
         cache.retain(|(s, weak)| s != snapshot && weak.strong_count() > 0);
         cache.push_front((snapshot.clone(), Arc::downgrade(&inner)));
         cache.truncate(KEPT_TREES);

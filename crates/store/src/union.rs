@@ -175,7 +175,11 @@ impl<'a> Union<'a> {
             Some(Arc::new(tree.as_fd().try_clone_to_owned().map_err(|e| FileOpError::std("open", b"/", e))?))
         };
         let has_lower = lower.is_some();
-        Ok(Self { root: UnionDir { upper: Some(Arc::new(upper)), lower, path: Vec::new() }, notes: &draft.notes, has_lower })
+        Ok(Self {
+            root: UnionDir { upper: Some(Arc::new(upper)), lower, path: Vec::new() },
+            notes: &draft.notes,
+            has_lower,
+        })
     }
 
     /// Makes a union of a directory without parents.
@@ -251,7 +255,8 @@ impl<'a> Union<'a> {
                 }
             }
         }
-        let found = look(self.any_fd(current(&dirs)?)?.as_fd(), b"").map_err(|e| FileOpError::io("look at", path, e))?;
+        let found =
+            look(self.any_fd(current(&dirs)?)?.as_fd(), b"").map_err(|e| FileOpError::io("look at", path, e))?;
         Ok(Spot { dirs, name: Vec::new(), found: Some(found) })
     }
 
@@ -329,7 +334,8 @@ impl<'a> Union<'a> {
         time: Option<(i64, u32)>,
     ) -> Result<(), FileOpError> {
         let owner = owner.unwrap_or(Owner { uid: 0, gid: 0 });
-        let (uid, gid) = (rustix::fs::Uid::from_raw_unchecked(owner.uid), rustix::fs::Gid::from_raw_unchecked(owner.gid));
+        let (uid, gid) =
+            (rustix::fs::Uid::from_raw_unchecked(owner.uid), rustix::fs::Gid::from_raw_unchecked(owner.gid));
         match rustix::fs::fchown(fd, Some(uid), Some(gid)) {
             Ok(()) => self.forget_owner(path),
             Err(Errno::INVAL | Errno::PERM) => self.note_owner(path, owner),
@@ -478,4 +484,3 @@ impl Spot {
         Ok(self.dirs)
     }
 }
-

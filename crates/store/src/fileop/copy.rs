@@ -158,7 +158,8 @@ impl<'a> Job<'a> {
         let spot = self.union.resolve(clean_in_root(dest).as_bytes(), true, Some(&new))?;
         let is_dir = found.node.is_dir();
         let dest_is_dir = spot.found.as_ref().map(Node::is_dir);
-        let into = (!self.copy.dir_copy_contents && is_dir && dest_is_dir.is_some()) || (!is_dir && dest_is_dir == Some(true));
+        let into =
+            (!self.copy.dir_copy_contents && is_dir && dest_is_dir.is_some()) || (!is_dir && dest_is_dir == Some(true));
         let mut spot = if into && !base.is_empty() {
             if dest_is_dir != Some(true) {
                 return Err(FileOpError::io("create the directory", &spot.path(), Errno::NOTDIR));
@@ -356,7 +357,8 @@ impl<'a> Job<'a> {
                 if child.is_dir() {
                     let next_from = crate::scan::open_subdir(from.as_fd(), &child.name)
                         .map_err(|e| self.source_error("open", &to.join(&child.name), e))?;
-                    let next_to = self.enter_dir(&to, child, there.as_ref().map(|(node, _)| node), &next_from, finish)?;
+                    let next_to =
+                        self.enter_dir(&to, child, there.as_ref().map(|(node, _)| node), &next_from, finish)?;
                     let is_new = !there.as_ref().is_some_and(|(node, _)| node.is_dir());
                     waiting.push((child, Arc::new(next_from), (next_to, is_new)));
                     continue;
@@ -377,7 +379,8 @@ impl<'a> Job<'a> {
                     seen.insert((child.meta.dev, child.meta.ino), first);
                 }
                 batch.push(FileTask { from: Arc::clone(&from), to: to.clone(), node: child, clear });
-                if batch.len() == BATCH && send.send(std::mem::replace(&mut batch, Vec::with_capacity(BATCH))).is_err() {
+                if batch.len() == BATCH && send.send(std::mem::replace(&mut batch, Vec::with_capacity(BATCH))).is_err()
+                {
                     break;
                 }
             }
@@ -389,7 +392,9 @@ impl<'a> Job<'a> {
 
     fn source_error(&self, what: &'static str, path: &[u8], error: Errno) -> FileOpError {
         match (self.source, error) {
-            (Source::Context(_), Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => FileOpError::Changed { path: shown(path) },
+            (Source::Context(_), Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {
+                FileOpError::Changed { path: shown(path) }
+            }
             _ => FileOpError::io(what, path, error),
         }
     }
@@ -484,7 +489,8 @@ impl<'a> Job<'a> {
         let in_context = matches!(self.source, Source::Context(_));
         let is_same = || -> Result<bool, Errno> {
             let stat = rustix::fs::fstat(&input)?;
-            Ok(FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && Meta::of(&stat).same_content(&node.meta))
+            Ok(FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+                && Meta::of(&stat).same_content(&node.meta))
         };
         if in_context && !is_same().map_err(|e| FileOpError::io("look at", &path, e))? {
             return Err(changed());

@@ -166,4 +166,3 @@ pub struct Stats {
     /// Bytes of their contents.
     pub bytes: u64,
 }
-

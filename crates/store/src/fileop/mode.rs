@@ -154,7 +154,12 @@ mod tests {
             ("755", 0o1, false, 0o755),
         ] {
             let change = Change::parse(&ModeChange::Symbolic(text.into())).unwrap();
-            assert_eq!(change.apply(before, dir), after, "{text} on {before:o} dir={dir}: {:o}", change.apply(before, dir));
+            assert_eq!(
+                change.apply(before, dir),
+                after,
+                "{text} on {before:o} dir={dir}: {:o}",
+                change.apply(before, dir)
+            );
         }
         for bad in ["", "64a", "10000", "u", "u=q", "=,", "z+r", "u+rz"] {
             assert!(Change::parse(&ModeChange::Symbolic(bad.into())).is_err(), "{bad}");

@@ -136,10 +136,7 @@ pub fn rm(draft: &LayerDraft, rm: &Rm) -> Result<(), FileOpError> {
         let spot = match union.resolve(&path, false, None) {
             Err(FileOpError::Io { source, .. })
                 if rm.allow_not_found
-                    && matches!(
-                        source.kind(),
-                        std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
-                    ) =>
+                    && matches!(source.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) =>
             {
                 continue;
             }

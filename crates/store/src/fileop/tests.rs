@@ -43,8 +43,7 @@ fn copied(source: &[&str], below: &[&str], copy: &Copy) -> Result<Vec<String>, S
         assert_eq!(before, fixture.list(&snapshot));
         Ok(before)
     };
-    let parent =
-        if below.is_empty() { Snapshot::scratch() } else { fixture.layer(&Snapshot::scratch(), below) };
+    let parent = if below.is_empty() { Snapshot::scratch() } else { fixture.layer(&Snapshot::scratch(), below) };
     let one = run(&mut fixture, &parent, true);
     let two = run(&mut fixture, &parent, false);
     assert_eq!(one, two, "from a context, and from a tree");
@@ -137,17 +136,23 @@ fn links_of_the_destination_are_followed_inside_it() {
 /// testCopyOverrideFiles, testFileOpCopyAlwaysReplaceExistingDestPaths.
 #[test]
 fn what_is_there_is_merged_or_replaced() {
-    check(&["d/f=new", "d/e/g=1"], &["d/f=old", "d/keep=2", "d/e/h=3"], &cp("/", "/"), &[
-        "d/", "d/e/", "d/e/g=1", "d/e/h=3", "d/f=new", "d/keep=2",
-    ]);
+    check(
+        &["d/f=new", "d/e/g=1"],
+        &["d/f=old", "d/keep=2", "d/e/h=3"],
+        &cp("/", "/"),
+        &["d/", "d/e/", "d/e/g=1", "d/e/h=3", "d/f=new", "d/keep=2"],
+    );
     assert!(copied(&["x=1"], &["d/x/f=2"], &cp("/x", "/d")).unwrap_err().contains("cannot replace to directory"));
     assert!(copied(&["d/x/f=1"], &["d/x=2"], &cp("/", "/")).unwrap_err().contains("cannot copy to non-directory"));
     let replace = |src: &str, dest: &str| Copy { always_replace_existing_dest_paths: true, ..cp(src, dest) };
     check(&["d/x=1"], &["d/x/f=2", "d/k=3"], &replace("/", "/"), &["d/", "d/k=3", "d/x=1"]);
     check(&["d/x/f=1"], &["d/x=2"], &replace("/", "/"), &["d/", "d/x/", "d/x/f=1"]);
-    check(&["d/x/f=1"], &["d/x->/elsewhere", "elsewhere/k=1"], &replace("/", "/"), &[
-        "d/", "d/x/", "d/x/f=1", "elsewhere/", "elsewhere/k=1",
-    ]);
+    check(
+        &["d/x/f=1"],
+        &["d/x->/elsewhere", "elsewhere/k=1"],
+        &replace("/", "/"),
+        &["d/", "d/x/", "d/x/f=1", "elsewhere/", "elsewhere/k=1"],
+    );
 }
 
 /// testCopyChownExistingDir, testCopyChmod, testFileOpCopyUIDCache.
@@ -251,7 +256,13 @@ fn mkdir_mkfile_symlink_act_like_the_reference() {
     mkdir(&draft, &dir("/old", false)).unwrap();
     mkdir(&draft, &dir("/", true)).unwrap();
     assert!(mkdir(&draft, &dir("/f", false)).is_err());
-    let file = |path: &str| Mkfile { path: path.into(), mode: 0o640, data: b"hi".to_vec(), owner, timestamp: Some(5_000_000_000) };
+    let file = |path: &str| Mkfile {
+        path: path.into(),
+        mode: 0o640,
+        data: b"hi".to_vec(),
+        owner,
+        timestamp: Some(5_000_000_000),
+    };
     mkfile(&draft, &file("bar")).unwrap();
     mkfile(&draft, &file("/f")).unwrap();
     assert!(mkfile(&draft, &file("/missing/bar")).is_err());
@@ -259,14 +270,17 @@ fn mkdir_mkfile_symlink_act_like_the_reference() {
     let link = Symlink { old_path: "/bar".into(), new_path: "/old/l".into(), owner, timestamp: Some(5_000_000_000) };
     symlink(&draft, &link).unwrap();
     assert!(symlink(&draft, &link).is_err());
-    assert_eq!(fixture.list_draft(&draft), [
-        "a/ 750 7777:8888",
-        "a/b/ 750 7777:8888",
-        "bar=hi 640 7777:8888",
-        "f=hi 600 7777:8888",
-        "old/ 700",
-        "old/l->/bar 7777:8888",
-    ]);
+    assert_eq!(
+        fixture.list_draft(&draft),
+        [
+            "a/ 750 7777:8888",
+            "a/b/ 750 7777:8888",
+            "bar=hi 640 7777:8888",
+            "f=hi 600 7777:8888",
+            "old/ 700",
+            "old/l->/bar 7777:8888",
+        ]
+    );
     assert_eq!(std::fs::symlink_metadata(draft.upper().join("old/l")).unwrap().mtime(), 5);
 }
 
@@ -274,9 +288,10 @@ fn mkdir_mkfile_symlink_act_like_the_reference() {
 #[test]
 fn rm_removes_inside_the_root_alone() {
     let mut fixture = Fixture::new();
-    let base = fixture.layer(&Snapshot::scratch(), &[
-        "a/target=1", "b/target=2", "b/k=3", "file=4", "l->file", "d/e/f=5", "out->../../../../../tmp",
-    ]);
+    let base = fixture.layer(
+        &Snapshot::scratch(),
+        &["a/target=1", "b/target=2", "b/k=3", "file=4", "l->file", "d/e/f=5", "out->../../../../../tmp"],
+    );
     let draft = fixture.store.draft(&base).unwrap();
     let remove = |path: &str, allow_not_found, allow_wildcard| {
         rm(&draft, &Rm { path: path.into(), allow_not_found, allow_wildcard })
