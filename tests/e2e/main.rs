@@ -11,6 +11,7 @@ mod api;
 mod bad_input;
 mod cache;
 mod cli;
+mod compare;
 mod daemon_life;
 mod dockerfile;
 mod images;
