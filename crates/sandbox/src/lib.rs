@@ -9,6 +9,7 @@
 //! functions of the private `sys` module.
 #![cfg(target_os = "linux")]
 
+mod container;
 mod seccomp;
 mod spec;
 mod sys;

@@ -146,6 +146,7 @@ impl Overlay {
                     .map_err(|e| refused(&context, format!("{key} {}", path.display()), e))?;
             }
         }
+        fsconfig_set_string(&context, "source", "overlay").map_err(|e| refused(&context, "source".into(), e))?;
         fsconfig_set_flag(&context, "userxattr").map_err(|e| refused(&context, "userxattr".into(), e))?;
         fsconfig_set_string(&context, "index", "off").map_err(|e| refused(&context, "index=off".into(), e))?;
         if self.volatile && self.upper.is_some() {
@@ -176,8 +177,7 @@ impl Overlay {
             // The working directory is the process's; a thread can have one of its own.
             std::thread::scope(|scope| {
                 let work = || {
-                    rustix::thread::unshare(rustix::thread::UnshareFlags::FS)
-                        .map_err(doing("unshare the working directory"))?;
+                    sys::unshare(rustix::thread::UnshareFlags::FS).map_err(doing("unshare the working directory"))?;
                     rustix::process::chdir(&scratch.0).map_err(doing("enter the scratch directory"))?;
                     self.mount_at(Path::new("m"), &options, Path::new("m"))
                 };

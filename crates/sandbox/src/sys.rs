@@ -28,6 +28,14 @@ pub(crate) fn fork() -> io::Result<Forked> {
     }
 }
 
+/// Moves the calling thread into new namespaces, or gives it a working directory of its own (`unshare(2)`).
+pub(crate) fn unshare(flags: rustix::thread::UnshareFlags) -> rustix::io::Result<()> {
+    debug_assert!(!flags.contains(rustix::thread::UnshareFlags::FILES));
+    // SAFETY: unsharing the descriptor table could leave descriptors that other threads close; the flags that this crate
+    // uses (namespaces, FS) don't touch it.
+    unsafe { rustix::thread::unshare_unsafe(flags) }
+}
+
 /// Ends the process at once: no destructors, no exit handlers, nothing flushed.
 pub(crate) fn exit_now(code: i32) -> ! {
     // SAFETY: _exit doesn't return and touches no memory of ours.
@@ -99,13 +107,6 @@ pub(crate) fn wait_for(pid: i32) -> io::Result<Ended> {
             return Err(error);
         }
     }
-}
-
-/// Reaps a child that has ended, if there is one.
-pub(crate) fn reap_any() -> bool {
-    let mut status = 0;
-    // SAFETY: the pointer is to a local that outlives the call.
-    unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) > 0 }
 }
 
 /// Mount attributes that [`mount_setattr`] sets and clears (`MOUNT_ATTR_*`).
@@ -247,54 +248,48 @@ pub(crate) fn landlock_restrict(ruleset: BorrowedFd<'_>) -> io::Result<()> {
 
 /// C strings with the null-terminated pointer array that `execve(2)` takes.
 pub(crate) struct CStrings {
-    strings: Vec<CString>,
+    /// Each points to the heap memory of a string in `_strings`, which is never changed; the last is null.
+    pointers: Vec<*const libc::c_char>,
+    _strings: Vec<CString>,
 }
 
 impl CStrings {
     /// Copies strings; one with a NUL inside is an error.
     pub(crate) fn new<'a>(strings: impl IntoIterator<Item = &'a str>) -> io::Result<CStrings> {
-        let strings = strings
-            .into_iter()
-            .map(|s| CString::new(s).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL)))
-            .collect::<io::Result<_>>()?;
-        Ok(CStrings { strings })
-    }
-
-    fn pointers(&self) -> Vec<*const libc::c_char> {
-        self.strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
+        let copy = |s| CString::new(s).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL));
+        let strings = strings.into_iter().map(copy).collect::<io::Result<Vec<CString>>>()?;
+        let pointers = strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect();
+        Ok(CStrings { pointers, _strings: strings })
     }
 }
 
 /// Replaces the program of the process. Returns only if that failed.
 pub(crate) fn exec(path: &CStr, arguments: &CStrings, environment: &CStrings) -> io::Error {
-    let (arguments, environment) = (arguments.pointers(), environment.pointers());
     // SAFETY: the path is a C string; both arrays end with a null pointer and point to strings that outlive the call.
-    unsafe { libc::execve(path.as_ptr(), arguments.as_ptr(), environment.as_ptr()) };
+    unsafe { libc::execve(path.as_ptr(), arguments.pointers.as_ptr(), environment.pointers.as_ptr()) };
     io::Error::last_os_error()
 }
 
 /// Replaces the program of the process by the file behind a descriptor. Returns only if that failed.
 pub(crate) fn exec_descriptor(file: BorrowedFd<'_>, arguments: &CStrings, environment: &CStrings) -> io::Error {
-    let (arguments, environment) = (arguments.pointers(), environment.pointers());
     // SAFETY: the path is a constant C string; both arrays end with a null pointer and point to strings that outlive the call.
     unsafe {
         libc::syscall(
             libc::SYS_execveat,
             file.as_raw_fd(),
             c"".as_ptr(),
-            arguments.as_ptr(),
-            environment.as_ptr(),
+            arguments.pointers.as_ptr(),
+            environment.pointers.as_ptr(),
             libc::AT_EMPTY_PATH,
         )
     };
     io::Error::last_os_error()
 }
 
-/// Closes every descriptor from `first` on.
-pub(crate) fn close_from(first: u32) -> io::Result<()> {
-    // SAFETY: no memory is passed. The callers own all descriptors of the process and use none of the closed ones again:
-    // one ends in exec, the other is the fork server before it has opened anything.
-    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0u32) })?;
+/// Closes every descriptor from `first` on at the next exec.
+pub(crate) fn close_on_exec_from(first: u32) -> io::Result<()> {
+    // SAFETY: no memory is passed and no descriptor is closed yet.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) })?;
     Ok(())
 }
 
@@ -347,8 +342,7 @@ pub(crate) fn loopback_up() -> io::Result<()> {
     request.ifr_name[1] = b'o' as libc::c_char;
     request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as i16;
     // SAFETY: SIOCSIFFLAGS reads one `ifreq`, which outlives the call.
-    check(
-        unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) } as libc::c_long
-    )?;
+    let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) };
+    check(result.into())?;
     Ok(())
 }

@@ -1,10 +1,16 @@
 //! The fork server: a small process that clones one container for each request.
 
-use std::os::fd::OwnedFd;
+mod launch;
+mod message;
+mod serve;
+
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize};
 
+use crate::container::Streams;
 use crate::spec::ContainerSpec;
 
 /// The most bytes an [`Event`] takes on the channel: a read buffer of this size gets one event a read.
@@ -63,12 +69,16 @@ pub enum ServerError {
         /// What the kernel said.
         source: std::io::Error,
     },
+    /// The server process has died; the daemon has to be started again.
+    #[error("the fork server has died: nothing can be run until the daemon is started again")]
+    Gone,
 }
 
 impl ForkServer {
-    /// Starts the server. It runs in the namespaces that the caller is in now.
+    /// Starts the server: this program again, in the namespaces that the caller is in now, with nothing of the caller's
+    /// memory, environment or descriptors. Returns at once; requests wait until it is ready.
     pub fn start() -> Result<ForkServer, ServerError> {
-        Err(ServerError::Sys { doing: "not written yet".into(), source: std::io::ErrorKind::Unsupported.into() })
+        Ok(ForkServer { socket: launch::launch()? })
     }
 
     /// Starts a container and returns at once; what happens to it comes on its channel. `stdin` is `/dev/null` if `None`.
@@ -79,8 +89,18 @@ impl ForkServer {
         stdout: OwnedFd,
         stderr: OwnedFd,
     ) -> Result<Container, ServerError> {
-        let _ = (spec, stdin, stdout, stderr, &self.socket);
-        Err(ServerError::Sys { doing: "not written yet".into(), source: std::io::ErrorKind::Unsupported.into() })
+        let fail = |doing: &str, source: std::io::Error| ServerError::Sys { doing: doing.into(), source };
+        let (ours, theirs) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+                .map_err(|error| fail("make a channel", error.into()))?;
+        let streams = Streams { stdin, stdout, stderr };
+        message::send(self.socket.as_fd(), spec, theirs.as_fd(), &streams).map_err(|error| {
+            match error.raw_os_error() {
+                Some(libc::EPIPE | libc::ECONNRESET) => ServerError::Gone,
+                _ => fail("ask for a container", error),
+            }
+        })?;
+        Ok(Container { channel: ours.into() })
     }
 }
 
@@ -89,8 +109,11 @@ impl Container {
     pub fn next_event(&mut self) -> std::io::Result<Option<Event>> {
         use std::io::Read;
         let mut buffer = vec![0; EVENT_MAX];
-        let length = self.channel.read(&mut buffer)?;
-        Event::decode(&buffer[..length])
+        match self.channel.read(&mut buffer) {
+            Ok(length) => Event::decode(&buffer[..length]),
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Gives the channel away, for asynchronous reading: each read yields one event (see [`Event::decode`]). Closing it kills the container.
@@ -106,6 +129,16 @@ impl Container {
 }
 
 impl Event {
+    /// The event with its text cut to what fits the channel.
+    fn shortened(&self) -> Event {
+        match self {
+            Event::Failed { error, code } => {
+                Event::Failed { error: error.chars().take(EVENT_MAX / 16).collect(), code: *code }
+            }
+            other => other.clone(),
+        }
+    }
+
     /// Reads what one read from the channel gave; `None` for an empty one, the end.
     pub fn decode(message: &[u8]) -> std::io::Result<Option<Event>> {
         if message.is_empty() {

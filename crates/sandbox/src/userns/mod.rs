@@ -110,7 +110,7 @@ pub fn enter(policy: Policy, host: &HostRoot) -> Result<Identity, EnterError> {
 }
 
 fn enter_as_root() -> Result<Identity, EnterError> {
-    rustix::thread::unshare(UnshareFlags::NEWNS).map_err(doing("make a mount namespace"))?;
+    sys::unshare(UnshareFlags::NEWNS).map_err(doing("make a mount namespace"))?;
     make_slave()?;
     let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
     Ok(Identity { mode: Mode::Root, notices: Vec::new(), uid, gid, mapped: None })
@@ -170,7 +170,7 @@ fn program() -> String {
 }
 
 fn unshare(root: &Path) -> Result<(), EnterError> {
-    match rustix::thread::unshare(UnshareFlags::NEWUSER | UnshareFlags::NEWNS) {
+    match sys::unshare(UnshareFlags::NEWUSER | UnshareFlags::NEWNS) {
         Ok(()) => Ok(()),
         Err(error) => match (error, facts::forbidden(root)) {
             (_, Some(what)) => Err(EnterError::NotAllowed(remedy::forbidden(what, &program()))),

@@ -99,8 +99,8 @@ pub(super) fn missing_subids(facts: &Facts) -> Vec<String> {
             _ => "/etc/subgid",
         };
         let has = match uids.min(gids) {
-            0 => format!("{files} has no IDs for {}", facts.user.shown()),
-            few => format!("{files} has only {few} of the 65536 IDs that images use for {}", facts.user.shown()),
+            0 => format!("{files} give no IDs to {}", facts.user.shown()),
+            few => format!("{files} give only {few} of the 65536 IDs that images use to {}", facts.user.shown()),
         };
         notices.push(format!("{has}: {CONSEQUENCE}. To mend it: {}", add_subids(facts, uids < WANTED, gids < WANTED)));
     }
@@ -190,7 +190,7 @@ mod tests {
         );
 
         let notices = missing_subids(&facts(65_536, 1000));
-        assert!(notices[0].contains("only 1000 of"), "{notices:?}");
+        assert!(notices[0].contains("give only 1000 of"), "{notices:?}");
         assert!(notices[0].ends_with("sudo usermod --add-subgids 100000-165535 maria"), "{notices:?}");
 
         let notices = missing_subids(&Facts {
