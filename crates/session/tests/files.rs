@@ -255,7 +255,8 @@ async fn receive_from(dest: &Path, moves: Vec<Move>) -> Result<Received, Session
                 }
                 Move::Fin => packet(PacketType::PacketFin),
             };
-            if packets.send(Ok(packet)).await.is_err() {
+            let last = packet.r#type == PacketType::PacketFin as i32;
+            if packets.send(Ok(packet)).await.is_err() || last {
                 return;
             }
         }

@@ -11,6 +11,7 @@ use bud_protocol::filesync::BytesMessage;
 use bud_protocol::fsutil::Packet;
 use rustix::fs::{Mode, OFlags};
 use tokio::sync::mpsc;
+use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
 use tonic::server::Grpc;
@@ -162,13 +163,17 @@ pub(super) async fn serve(attachables: &Attachables, request: http::Request<Body
     }
 }
 
-type Answers<T> = Result<Response<ReceiverStream<Result<T, Status>>>, Status>;
+type Packets = futures_util::stream::BoxStream<'static, Result<Packet, Status>>;
 
-async fn take_tree(path: PathBuf, delete: bool, request: Request<Streaming<Packet>>) -> Answers<Packet> {
+async fn take_tree(
+    path: PathBuf,
+    delete: bool,
+    request: Request<Streaming<Packet>>,
+) -> Result<Response<Packets>, Status> {
     let dest = open_destination(&path)
         .map_err(|error| Status::failed_precondition(format!("opening {}: {error}", path.display())))?;
     let options = ReceiveOptions { merge: !delete, owner: Owner::Writer, ..ReceiveOptions::default() };
-    let (outbound, packets) = mpsc::channel(fsutil::QUEUE);
+    let (outbound, mut packets) = mpsc::channel(fsutil::QUEUE);
     tokio::spawn(async move {
         let failed = outbound.clone();
         if let Err(error) = fsutil::receive(dest, request.into_inner(), outbound, options).await {
@@ -176,7 +181,9 @@ async fn take_tree(path: PathBuf, delete: bool, request: Request<Streaming<Packe
             let _ = failed.send(Err(Status::from(error))).await;
         }
     });
-    Ok(Response::new(ReceiverStream::new(packets)))
+    // Headers come with the first packet, as from Go's clients: a daemon must not wait for them before it sends its list.
+    let first = tokio_stream::iter(packets.recv().await);
+    Ok(Response::new(futures_util::StreamExt::boxed(first.chain(ReceiverStream::new(packets)))))
 }
 
 /// Opens the destination, which the user named and which may be a link; made for the user alone if it isn't there.
@@ -188,7 +195,10 @@ fn open_destination(path: &Path) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(path, flags, Mode::empty())?)
 }
 
-async fn take_file(target: Arc<dyn FileTarget>, request: Request<Streaming<BytesMessage>>) -> Answers<BytesMessage> {
+async fn take_file(
+    target: Arc<dyn FileTarget>,
+    request: Request<Streaming<BytesMessage>>,
+) -> Result<Response<ReceiverStream<Result<BytesMessage, Status>>>, Status> {
     let mut metadata = BTreeMap::new();
     for entry in request.metadata().iter() {
         if let tonic::metadata::KeyAndValueRef::Ascii(key, value) = entry

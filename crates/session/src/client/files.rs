@@ -97,10 +97,9 @@ fn source(
 ) -> Result<TreeSource, Status> {
     let invalid = |error: &dyn std::fmt::Display| Status::invalid_argument(error.to_string());
     if !paths.is_empty() {
-        match follow(&fsutil::root_links(dir.as_fd()), paths).map_err(|error| invalid(&error))? {
-            Some(followed) => include.extend(followed),
-            None => include.clear(),
-        }
+        // That the root itself is reached adds no pattern: without others, everything is taken then.
+        let followed = follow(&fsutil::root_links(dir.as_fd()), paths).map_err(|error| invalid(&error))?;
+        include.extend(followed.unwrap_or_default());
     }
     let filter = Filter::new(&include[..], exclude).map_err(|error| invalid(&error))?;
     let root = dir.root.try_clone().map_err(|error| Status::internal(error.to_string()))?;

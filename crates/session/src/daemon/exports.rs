@@ -6,6 +6,7 @@ use std::io;
 use bud_protocol::filesync::BytesMessage;
 use bud_protocol::filesync::file_send_client::FileSendClient;
 use bytes::{Bytes, BytesMut};
+use futures_util::{TryStreamExt, stream};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
@@ -69,11 +70,14 @@ impl Session {
         call.metadata_mut().insert(methods::EXPORTER_ID, exporter.into());
         call.metadata_mut().insert(methods::EXPORTER_MULTI_PLATFORM, 1u32.into());
         let doing = format!("export {exporter}");
-        let answer = self.ask(doing.clone(), packet_stream(self, methods::FILE_SEND, call)).await?;
+        // Nothing comes back, not even headers, before the client asks for its first file: the list must flow meanwhile.
+        let session = self.clone();
+        let opening =
+            async move { packet_stream(&session, methods::FILE_SEND, call).await.map(|answer| answer.into_inner()) };
+        let mut inbound = std::pin::pin!(stream::once(opening).try_flatten());
         let transfer = async {
-            let mut inbound = answer.into_inner();
             send(source, &mut inbound, outbound, progress).await?;
-            while inbound.message().await.map_err(|status| SessionError::answer("", status))?.is_some() {}
+            while inbound.next().await.transpose().map_err(|status| SessionError::answer("", status))?.is_some() {}
             Ok(())
         };
         let sent = tokio::select! {
