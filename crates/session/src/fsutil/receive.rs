@@ -55,11 +55,12 @@ pub async fn receive(
                 };
                 if let Some(fault) = fault {
                     drop(packets.take());
-                    // The writer ends, and cleans up, once nothing more can come. It may have failed for its own reason before.
-                    match (&mut writing).await {
-                        Ok(Ok(received)) => break Ok(received),
-                        _ => break Err(fault),
-                    }
+                    // The writer ends, and cleans up, once nothing more can come; it may have failed for its own reason before.
+                    break match (&mut writing).await {
+                        Ok(Err(SessionError::Cancelled)) => Err(fault),
+                        Ok(written) => written,
+                        Err(panic) => Err(SessionError::io("writing", io::Error::other(panic))),
+                    };
                 }
             }
         }

@@ -169,7 +169,7 @@ impl Writer {
         }
     }
 
-    /// Handles packets until the sender says that it has ended as well.
+    /// Handles packets until the sender says that it has ended as well. Cancelled, if nothing more comes before that.
     pub(super) fn run(mut self, mut packets: mpsc::Receiver<Packet>) -> Result<Received, SessionError> {
         let root = self.root.try_clone().map_err(|error| SessionError::io("opening the destination", error))?;
         self.enter(root, String::new())?;
@@ -191,7 +191,7 @@ impl Writer {
                 self.put(PacketType::PacketFin, 0)?;
             }
         }
-        protocol("the sender left before it had sent everything".to_owned())
+        Err(SessionError::Cancelled)
     }
 
     fn put(&self, kind: PacketType, id: u32) -> Result<(), SessionError> {
