@@ -65,9 +65,9 @@ pub enum StoreError {
     /// A row of the database can't be understood.
     #[error("state database: damaged {0}")]
     Damaged(&'static str),
-    /// A file operation on a tree failed.
+    /// A layer can't be put on its parents.
     #[error(transparent)]
-    FileOp(#[from] Box<crate::fileop::FileOpError>),
+    Layer(Box<crate::layer::LayerError>),
     /// The disk would become too full.
     #[error("not enough free space for the state in {}: {free} bytes are free, {wanted} have to stay free", path.display())]
     NoSpace {

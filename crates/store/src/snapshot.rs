@@ -6,7 +6,7 @@ use crate::store::{Store, lock, now_ms};
 use crate::tree::Tree;
 use bud_sandbox::overlay::Overlay;
 use rusqlite::{OptionalExtension, params};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
@@ -157,6 +157,7 @@ impl Store {
             id,
             parent: parent.clone(),
             continues: false,
+            has_root_looks: false,
             notes: Mutex::default(),
             pin,
             kept: false,
@@ -260,6 +261,53 @@ pub(crate) type Owners = BTreeMap<Vec<u8>, (u32, u32)>;
 pub(crate) struct Notes {
     /// Owners that could not be set.
     pub owners: Owners,
+    /// Directories that an archive didn't have, but that something in it is in.
+    pub implied: BTreeSet<Vec<u8>>,
+    /// Hard links to files that are not in the layer, by path; perhaps they are below.
+    pub links: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Names that an archive deleted; where there is nothing to delete, overlay would list them.
+    pub whiteouts: BTreeSet<Vec<u8>>,
+    /// The layer hides all that is below.
+    pub opaque_root: bool,
+}
+
+impl Notes {
+    /// Tells whether the layer has to be settled on its parents.
+    pub(crate) fn is_unsettled(&self) -> bool {
+        self.opaque_root || !(self.implied.is_empty() && self.links.is_empty() && self.whiteouts.is_empty())
+    }
+
+    /// Forgets a path and what is below it.
+    pub(crate) fn forget(&mut self, path: &[u8]) {
+        let is_in = |p: &Vec<u8>| p.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest[0] == b'/');
+        if !self.owners.is_empty() {
+            self.owners.retain(|p, _| !is_in(p));
+        }
+        for paths in [&mut self.implied, &mut self.whiteouts] {
+            if !paths.is_empty() {
+                paths.retain(|p| !is_in(p));
+            }
+        }
+        if !self.links.is_empty() {
+            self.links.retain(|p, _| !is_in(p));
+        }
+    }
+
+    /// Follows a move from one path to another.
+    pub(crate) fn rename(&mut self, from: &[u8], to: &[u8]) {
+        let moved = |p: &[u8]| -> Option<Vec<u8>> {
+            let rest = p.strip_prefix(from)?;
+            (rest.is_empty() || rest[0] == b'/').then(|| [to, rest].concat())
+        };
+        fn all<V>(map: BTreeMap<Vec<u8>, V>, moved: impl Fn(&[u8]) -> Option<Vec<u8>>) -> BTreeMap<Vec<u8>, V> {
+            map.into_iter().map(|(path, value)| (moved(&path).unwrap_or(path), value)).collect()
+        }
+        self.owners = all(std::mem::take(&mut self.owners), moved);
+        self.links = all(std::mem::take(&mut self.links), moved);
+        for paths in [&mut self.implied, &mut self.whiteouts] {
+            *paths = std::mem::take(paths).into_iter().map(|path| moved(&path).unwrap_or(path)).collect();
+        }
+    }
 }
 
 /// A layer being made. Dropped without a commit, it is removed.
@@ -269,6 +317,8 @@ pub struct LayerDraft {
     dir: PathBuf,
     parent: Snapshot,
     continues: bool,
+    /// The root's looks came from an archive.
+    pub(crate) has_root_looks: bool,
     pub(crate) notes: Mutex<Notes>,
     pin: Pin,
     kept: bool,
@@ -370,7 +420,8 @@ impl LayerDraft {
     pub fn set_parent(&mut self, parent: &Snapshot) -> Result<(), StoreError> {
         self.pin = self.store.pin(parent)?;
         self.parent = parent.clone();
-        Ok(())
+        crate::layer::settle(self).map_err(|e| StoreError::Layer(Box::new(e)))?;
+        if self.has_root_looks { Ok(()) } else { self.copy_root_attributes() }
     }
 
     /// Makes the layer one with the image layer that its parent ends with.
@@ -384,6 +435,7 @@ impl LayerDraft {
     /// # Errors
     /// The disk or the database fails; the layer is removed then.
     pub fn commit(mut self, info: &Info) -> Result<(Snapshot, Pin), StoreError> {
+        crate::layer::settle(&self).map_err(|e| StoreError::Layer(Box::new(e)))?;
         crate::prune::remove_tree(&self.work()).map_err(StoreError::io("remove", self.work()))?;
         let snapshot = self.parent.with(self.id);
         let pin = Pin::locked(&self.store, &mut lock(&self.store.pins), snapshot.layers().to_vec());

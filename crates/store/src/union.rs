@@ -24,6 +24,8 @@ pub(crate) struct Union<'a> {
     root: UnionDir,
     notes: &'a Mutex<Notes>,
     has_lower: bool,
+    /// Directories that are made on the way are noted: what they look like is found out when the parents are known.
+    notes_implied: bool,
 }
 
 /// A directory of the union: the part in the draft, if there is one yet, and what shows through from below.
@@ -106,6 +108,7 @@ impl UnionDir {
         };
         let upper = open(&self.upper)?;
         let hidden = match (&self.upper, &upper) {
+            _ if self.lower.is_none() => true,
             (_, Some(upper)) => is_opaque(upper),
             // A whiteout or another file of the draft hides what is below.
             (Some(dir), None) => rustix::fs::statat(dir.as_fd(), name, AtFlags::SYMLINK_NOFOLLOW).is_ok(),
@@ -160,14 +163,14 @@ pub(crate) fn make_whiteout(dir: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
     rustix::fs::mknodat(dir, name, rustix::fs::FileType::CharacterDevice, Mode::empty(), 0)
 }
 
+fn open_upper(draft: &LayerDraft) -> Result<OwnedFd, FileOpError> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::open(draft.upper(), flags, Mode::empty()).map_err(|e| FileOpError::io("open", b"/", e))
+}
+
 impl<'a> Union<'a> {
     pub(crate) fn of(draft: &'a LayerDraft) -> Result<Self, FileOpError> {
-        let upper = rustix::fs::open(
-            draft.upper(),
-            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .map_err(|e| FileOpError::io("open", b"/", e))?;
+        let upper = open_upper(draft)?;
         let lower = if draft.parent().is_scratch() {
             None
         } else {
@@ -179,12 +182,19 @@ impl<'a> Union<'a> {
             root: UnionDir { upper: Some(Arc::new(upper)), lower, path: Vec::new() },
             notes: &draft.notes,
             has_lower,
+            notes_implied: false,
         })
     }
 
-    /// Makes a union of a directory without parents.
-    pub(crate) fn of_directory(upper: OwnedFd, notes: &'a Mutex<Notes>) -> Self {
-        Self { root: UnionDir { upper: Some(Arc::new(upper)), lower: None, path: Vec::new() }, notes, has_lower: false }
+    /// Makes a union of a draft alone, whose parents may not be there yet.
+    pub(crate) fn standalone(draft: &'a LayerDraft) -> Result<Self, FileOpError> {
+        let upper = open_upper(draft)?;
+        let root = UnionDir { upper: Some(Arc::new(upper)), lower: None, path: Vec::new() };
+        Ok(Self { root, notes: &draft.notes, has_lower: false, notes_implied: true })
+    }
+
+    pub(crate) fn notes(&self) -> &'a Mutex<Notes> {
+        self.notes
     }
 
     pub(crate) fn root(&self) -> &UnionDir {
@@ -271,6 +281,9 @@ impl<'a> Union<'a> {
         let path = parent.join(name);
         let fd = self.new_dir_in(parent, name).map_err(|e| FileOpError::io("create", &path, e))?;
         self.set_looks(&fd, &path, new.owner, Some(new.mode), new.time.map(timespec_of_ns))?;
+        if self.notes_implied {
+            lock(self.notes).implied.insert(path.clone());
+        }
         dirs.push(UnionDir { upper: Some(Arc::new(fd)), lower: None, path });
         Ok(())
     }
@@ -368,11 +381,7 @@ impl<'a> Union<'a> {
         let Some(upper) = &dir.upper else { return Ok(()) };
         let path = dir.join(name);
         crate::prune::remove_at(upper, name).map_err(|e| FileOpError::std("remove", &path, e))?;
-        let mut notes = lock(self.notes);
-        if !notes.owners.is_empty() {
-            let below = [&path[..], b"/"].concat();
-            notes.owners.retain(|p, _| *p != path && !p.starts_with(&below));
-        }
+        lock(self.notes).forget(&path);
         Ok(())
     }
 

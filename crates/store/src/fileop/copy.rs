@@ -51,7 +51,7 @@ pub fn copy(
         let base = if copy.src.ends_with("/.") || copy.src == "." { Vec::new() } else { split(&clean).1.to_vec() };
         vec![(clean, base)]
     };
-    let job = Job { union: &union, source, copy, change, observer, stats: Counters::default() };
+    let job = Job { union: &union, store: draft.store(), source, copy, change, observer, stats: Counters::default() };
     for (path, base) in sources {
         if copy.unpack && super::unpack::unpack(&job, &path, &dest)? {
             continue;
@@ -95,6 +95,7 @@ impl Counters {
 /// One copy with all that its parts need.
 pub(crate) struct Job<'a> {
     pub union: &'a Union<'a>,
+    pub store: &'a crate::Store,
     pub source: Source<'a>,
     pub copy: &'a Copy,
     change: Option<Change>,

@@ -13,6 +13,7 @@ mod unpack;
 
 pub use account::{lookup_group, lookup_user};
 pub use copy::copy;
+pub(crate) use simple::{create_file, make_link, set_looks_of_name};
 pub use simple::{mkdir, mkfile, rm, symlink};
 
 use crate::StoreError;

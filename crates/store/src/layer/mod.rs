@@ -1,17 +1,26 @@
 //! Layers as tars: unpacking them, writing them.
 
-use crate::Observer;
+mod apply;
+mod extract;
+mod settle;
+#[cfg(test)]
+mod tests;
+mod write;
+
+pub use apply::apply;
+pub(crate) use extract::Extract;
+pub(crate) use settle::settle;
+pub use write::write_tar;
+
 use crate::StoreError;
-use crate::snapshot::{LayerDraft, Snapshot};
-use crate::store::Store;
-use std::io::{Read, Write};
-use std::sync::Arc;
+use crate::fileop::FileOpError;
+use bud_oci::tar::TarError;
 
 /// Why a layer's tar was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum LayerError {
     /// An entry is malformed or hostile.
-    #[error("layer entry {entry:?}: {reason}")]
+    #[error("layer entry {entry}: {reason}")]
     Entry {
         /// Its name.
         entry: String,
@@ -19,25 +28,27 @@ pub enum LayerError {
         reason: String,
     },
     /// The tar can't be read.
+    #[error(transparent)]
+    Tar(#[from] TarError),
+    /// The tar can't be written.
+    #[error("write the layer's tar: {0}")]
+    Write(#[source] std::io::Error),
+    /// A file can't be made or read.
     #[error("layer: {0}")]
-    Tar(String),
-    /// A file can't be made.
-    #[error("{what} {path}: {source}")]
-    Io {
-        /// What was being done.
-        what: &'static str,
-        /// To which path in the layer.
-        path: String,
-        /// What the kernel said.
-        #[source]
-        source: std::io::Error,
-    },
+    File(#[from] FileOpError),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// Cancelled.
     #[error("cancelled")]
     Cancelled,
+}
+
+impl LayerError {
+    pub(crate) fn entry(name: &[u8], reason: impl Into<String>) -> Self {
+        let shown = &name[..name.len().min(200)];
+        Self::Entry { entry: shown.escape_ascii().to_string(), reason: reason.into() }
+    }
 }
 
 /// What unpacking did.
@@ -58,28 +69,4 @@ pub struct WriteOptions {
     pub source_date_epoch: Option<i64>,
     /// Clamps times to the epoch.
     pub rewrite_timestamp: bool,
-}
-
-/// Unpacks an uncompressed layer tar into a draft.
-///
-/// # Errors
-/// See [`LayerError`].
-pub fn apply(tar: impl Read, draft: &mut LayerDraft, observer: &dyn Observer) -> Result<Applied, LayerError> {
-    let _ = (tar, draft, observer);
-    Err(LayerError::Tar("unpacking is not there yet".into()))
-}
-
-/// Writes the topmost image layer of a snapshot as a reproducible tar.
-///
-/// # Errors
-/// See [`LayerError`].
-pub fn write_tar(
-    store: &Arc<Store>,
-    snapshot: &Snapshot,
-    out: impl Write,
-    options: &WriteOptions,
-    observer: &dyn Observer,
-) -> Result<(), LayerError> {
-    let _ = (store, snapshot, out, options, observer);
-    Err(LayerError::Tar("writing is not there yet".into()))
 }
