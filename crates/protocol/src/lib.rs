@@ -119,4 +119,5 @@ pub use generated::moby::upload::v1 as upload;
 pub use generated::opentelemetry::proto::collector::trace::v1 as trace;
 pub use generated::pb;
 
+pub mod errors;
 pub mod llb;

@@ -71,6 +71,14 @@ impl ContextTree {
         Ok(Self { root, top, listed })
     }
 
+    /// Opens a path within the directory; symbolic links lead nowhere else.
+    ///
+    /// # Errors
+    /// As `openat2(2)` has them.
+    pub fn open_path(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd, rustix::io::Errno> {
+        crate::tree::open_in_root(self.root.as_fd(), path, flags)
+    }
+
     pub(crate) fn root_fd(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
     }

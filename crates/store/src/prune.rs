@@ -221,6 +221,18 @@ impl Store {
     /// # Errors
     /// The database fails.
     pub fn prune(self: &Arc<Self>, policy: &PrunePolicy) -> Result<Pruned, StoreError> {
+        self.prune_where(policy, &|_| true)
+    }
+
+    /// As [`Self::prune`], but only what the caller accepts.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn prune_where(
+        self: &Arc<Self>,
+        policy: &PrunePolicy,
+        accepts: &dyn Fn(&Usage) -> bool,
+    ) -> Result<Pruned, StoreError> {
         let mut usage = self.usage()?;
         let mut used: u64 = usage.iter().map(|u| u.size).sum();
         let free = || rustix::fs::statvfs(self.root()).map_or(u64::MAX, |s| s.f_bavail.saturating_mul(s.f_frsize));
@@ -243,6 +255,7 @@ impl Store {
                     policy.keep_duration.is_some_and(|keep| now.duration_since(u.last_used).unwrap_or_default() < keep);
                 !u.in_use
                     && !u.shared
+                    && accepts(u)
                     && !parents.contains(u.id.as_str())
                     && (policy.record_types.is_empty() || policy.record_types.contains(&u.record_type))
                     && !kept_by_age

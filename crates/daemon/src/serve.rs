@@ -1,0 +1,255 @@
+//! Serving: from bound sockets to the daemon's end.
+
+use crate::daemon::Daemon;
+use crate::life::{Busy, Life};
+use crate::options::Options;
+use crate::routes::Routes;
+use crate::socket::{Connection, ListenError, Listener};
+use crate::start::{StartError, bind_path, unix_path};
+use rustix::fs::FlockOperation;
+use std::fs::File;
+use std::io::Write as _;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use tonic::transport::server::Connected;
+
+/// Connections at a time; more wait in the backlog.
+const MAX_CONNECTIONS: usize = 2048;
+/// Calls at a time on a connection.
+const MAX_CALLS: u32 = 512;
+/// Everything must be over so long after a stop.
+const STOP: Duration = Duration::from_secs(8);
+/// Between two looks at whether there is anything to do.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Sockets that are bound, not yet served.
+pub struct Sockets {
+    unix: Vec<(std::os::unix::net::UnixListener, PathBuf)>,
+    tcp: Vec<std::net::TcpListener>,
+}
+
+/// Binds all addresses.
+///
+/// # Errors
+/// One is not to be listened on.
+pub fn bind(options: &Options) -> Result<Sockets, StartError> {
+    let mut sockets = Sockets { unix: Vec::new(), tcp: Vec::new() };
+    for address in &options.addresses {
+        if let Some(path) = unix_path(address) {
+            sockets.unix.push((bind_path(&path)?, path));
+        } else if let Some(host) = address.strip_prefix("tcp://") {
+            if options.tls.is_some() {
+                return Err(StartError::Options(format!(
+                    "{address}: TLS is not supported by this version; use a unix socket, or ssh"
+                )));
+            }
+            if !options.insecure_tcp {
+                return Err(ListenError::InsecureTcp(address.clone()).into());
+            }
+            tracing::warn!("{address}: anybody who can connect can run anything as this user");
+            let io = |source| ListenError::Io { address: address.clone(), source };
+            let listener = std::net::TcpListener::bind(host).map_err(io)?;
+            listener.set_nonblocking(true).map_err(io)?;
+            sockets.tcp.push(listener);
+        } else {
+            return Err(ListenError::Address(address.clone()).into());
+        }
+    }
+    Ok(sockets)
+}
+
+/// A connection; the daemon is busy while it is open.
+struct Open {
+    inner: Connection,
+    _busy: Busy,
+    _permit: tokio::sync::OwnedSemaphorePermit,
+}
+
+impl Connected for Open {
+    type ConnectInfo = ();
+
+    fn connect_info(&self) -> Self::ConnectInfo {}
+}
+
+impl AsyncRead for Open {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Open {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.get_mut().inner).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_shutdown(cx)
+    }
+}
+
+/// Serves until the daemon is told to stop, or leaves because it has nothing to do.
+///
+/// # Errors
+/// A socket fails.
+pub async fn serve(daemon: Arc<Daemon>, sockets: Sockets, ready: Option<OwnedFd>) -> std::io::Result<()> {
+    let (connections, incoming) = mpsc::channel::<std::io::Result<Open>>(16);
+    let leaving = CancellationToken::new();
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut paths = Vec::new();
+    let mut accepting = Vec::new();
+    for (listener, path) in sockets.unix {
+        let listener = Listener::Unix(tokio::net::UnixListener::from_std(listener)?, path.clone());
+        paths.push((path.clone(), std::fs::metadata(&path)?.ino()));
+        accepting.push(listener);
+    }
+    for listener in sockets.tcp {
+        accepting.push(Listener::Tcp(tokio::net::TcpListener::from_std(listener)?));
+    }
+    if let Some((path, _)) = paths.first() {
+        crate::descriptors::listen(&daemon, path);
+    }
+    let mut tasks = tokio::task::JoinSet::new();
+    for listener in accepting {
+        let (life, slots) = (Arc::clone(&daemon.life), Arc::clone(&slots));
+        tasks.spawn(accept(listener, connections.clone(), life, slots, leaving.clone()));
+    }
+    drop(connections);
+    tokio::spawn(signals(Arc::clone(&daemon.life)));
+    tokio::spawn(crate::gc::collect(Arc::clone(&daemon)));
+    if let Some(ready) = ready {
+        File::from(ready).write_all(b"ready\n")?;
+    }
+    let life = Arc::clone(&daemon.life);
+    let stopped = async move { life.stopped().await };
+    let server = Server::builder()
+        .http2_max_pending_accept_reset_streams(Some(100))
+        .max_concurrent_streams(Some(MAX_CALLS))
+        .http2_keepalive_interval(Some(Duration::from_secs(60)))
+        .initial_stream_window_size(Some(1 << 20))
+        .initial_connection_window_size(Some(4 << 20))
+        .serve_with_incoming_shutdown(Routes { daemon: Arc::clone(&daemon) }, ReceiverStream::new(incoming), stopped);
+    let mut server = std::pin::pin!(server);
+    let mut leave = std::pin::pin!(idle(Arc::clone(&daemon), paths.clone(), leaving.clone()));
+    let served = tokio::select! {
+        served = &mut server => served,
+        () = &mut leave => Ok(()),
+        () = async { daemon.life.stopped().await; tokio::time::sleep(STOP).await } => {
+            tracing::warn!("some calls did not end in time");
+            Ok(())
+        }
+    };
+    leaving.cancel();
+    while tasks.join_next().await.is_some() {}
+    unlink(&paths);
+    served.map_err(std::io::Error::other)
+}
+
+/// Removes our sockets; one that another daemon made meanwhile under the same name stays.
+fn unlink(paths: &[(PathBuf, u64)]) {
+    for (path, inode) in paths {
+        if std::fs::metadata(path).is_ok_and(|m| m.ino() == *inode)
+            && let Err(error) = std::fs::remove_file(path)
+        {
+            tracing::warn!(path = %path.display(), %error, "the socket can't be removed");
+        }
+    }
+}
+
+async fn accept(
+    listener: Listener,
+    connections: mpsc::Sender<std::io::Result<Open>>,
+    life: Arc<Life>,
+    slots: Arc<Semaphore>,
+    leaving: CancellationToken,
+) {
+    loop {
+        // The semaphore is never closed.
+        let Ok(permit) = Arc::clone(&slots).acquire_owned().await else { return };
+        let accepted = tokio::select! {
+            biased;
+            () = leaving.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok(inner) => {
+                let open = Open { inner, _busy: life.busy(), _permit: permit };
+                if connections.send(Ok(open)).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                // Out of files, most likely: it passes when a connection ends, and must not be spun on.
+                tracing::warn!(%error, "a connection can't be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+/// Ends when the daemon has had nothing to do for its time and nobody is about to connect.
+async fn idle(daemon: Arc<Daemon>, paths: Vec<(PathBuf, u64)>, leaving: CancellationToken) {
+    let Some(timeout) = daemon.life.idle_timeout else { return std::future::pending().await };
+    let look = LOOK.min(timeout / 2).max(Duration::from_millis(10));
+    loop {
+        tokio::time::sleep(look).await;
+        let is_idle = || daemon.life.idle().is_some_and(|idle| idle >= timeout) && daemon.builds.count() == 0;
+        if !is_idle() {
+            continue;
+        }
+        // Whoever starts a daemon holds this lock: then somebody is about to connect.
+        let lock =
+            File::options().create(true).truncate(false).write(true).open(daemon.settings.root.join("lifecycle.lock"));
+        let Ok(lock) = lock else { continue };
+        if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            continue;
+        }
+        // What waits in the backlog is accepted by the tasks that do so; give them their turn.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        if !is_idle() {
+            continue;
+        }
+        unlink(&paths);
+        // From here on nobody finds us. Who connected just before is served to the end, while the lock is free for a new daemon,
+        // which waits for the state directory.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        drop(lock);
+        while daemon.life.idle().is_none() || daemon.builds.count() > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        tracing::info!("nothing to do: leaving");
+        leaving.cancel();
+        return;
+    }
+}
+
+/// SIGTERM and SIGINT stop the daemon, SIGHUP (the terminal is gone) does not.
+async fn signals(life: Arc<Life>) {
+    let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()));
+    let (Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)) = signals else {
+        tracing::warn!("signals can't be handled");
+        return;
+    };
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => life.stop(),
+            _ = interrupt.recv() => life.stop(),
+            _ = hangup.recv() => {}
+            () = life.stopped() => return,
+        }
+    }
+}

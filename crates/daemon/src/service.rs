@@ -1,0 +1,94 @@
+//! `bud.v1`: what BuildKit's API has no call for. Optional; a client without it still builds.
+
+use crate::daemon::Daemon;
+use crate::images;
+use crate::value::{blocking, store_error};
+use bud_protocol::bud::bud_server::Bud;
+use bud_protocol::bud::*;
+use futures_util::Stream;
+use std::pin::Pin;
+use std::sync::Arc;
+use tonic::{Request, Response, Status};
+
+/// The service.
+#[derive(Clone, Debug)]
+pub struct BudService {
+    /// The daemon.
+    pub daemon: Arc<Daemon>,
+}
+
+#[tonic::async_trait]
+impl Bud for BudService {
+    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        let daemon = &self.daemon;
+        let settings = &daemon.settings;
+        let store = Arc::clone(&daemon.store);
+        let disk =
+            blocking(move || Ok(store.usage().map_err(store_error)?.iter().map(|u| u.size).sum::<u64>())).await?;
+        let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        Ok(Response::new(StatusResponse {
+            version: settings.version.clone(),
+            address: settings.address.clone(),
+            mode: settings.mode.clone(),
+            uptime_seconds: number(settings.started.elapsed().unwrap_or_default().as_secs()),
+            active_builds: i32::try_from(daemon.builds.count()).unwrap_or(i32::MAX),
+            memory_bytes: number(memory()),
+            disk_bytes: number(disk),
+            pid: i32::try_from(std::process::id()).unwrap_or(0),
+            root: settings.root.display().to_string(),
+            notices: settings.notices.clone(),
+            descriptor_socket: daemon.descriptors.socket().map(|s| s.display().to_string()).unwrap_or_default(),
+            finished_builds: number(daemon.life.finished()),
+            snapshotter: settings.snapshotter.clone(),
+            idle_timeout_seconds: daemon.life.idle_timeout.map_or(0, |t| number(t.as_secs())),
+        }))
+    }
+
+    async fn stop(&self, request: Request<StopRequest>) -> Result<Response<StopResponse>, Status> {
+        let request = request.into_inner();
+        let count = || i32::try_from(self.daemon.builds.count()).unwrap_or(i32::MAX);
+        let mut changes = self.daemon.builds.changes();
+        while request.wait && !request.force && count() > 0 {
+            tokio::select! {
+                changed = changes.changed() => if changed.is_err() { break },
+                () = self.daemon.life.stopped() => break,
+            }
+        }
+        let active_builds = count();
+        let stopping = active_builds == 0 || request.force;
+        if stopping {
+            self.daemon.life.stop();
+        }
+        Ok(Response::new(StopResponse { active_builds, stopping }))
+    }
+
+    async fn list_images(&self, _: Request<ListImagesRequest>) -> Result<Response<ListImagesResponse>, Status> {
+        let images = images::list(&self.daemon).await?;
+        Ok(Response::new(ListImagesResponse { images }))
+    }
+
+    async fn remove_image(
+        &self,
+        request: Request<RemoveImageRequest>,
+    ) -> Result<Response<RemoveImageResponse>, Status> {
+        let removed = images::remove(&self.daemon, &request.into_inner().name).await?;
+        Ok(Response::new(RemoveImageResponse { removed }))
+    }
+
+    type SaveImageStream = Pin<Box<dyn Stream<Item = Result<SaveImageResponse, Status>> + Send>>;
+
+    async fn save_image(&self, request: Request<SaveImageRequest>) -> Result<Response<Self::SaveImageStream>, Status> {
+        use futures_util::StreamExt as _;
+        let request = request.into_inner();
+        let archive = images::save(&self.daemon, &request.name, &request.skip_layers).await?;
+        let messages = archive.map(|data| data.map(|data| SaveImageResponse { data }).map_err(Status::from));
+        Ok(Response::new(Box::pin(messages)))
+    }
+}
+
+/// Returns our resident memory in bytes (`proc_pid_status(5)`).
+fn memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap_or_default();
+    line.split_whitespace().next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0) * 1024
+}
