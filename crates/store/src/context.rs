@@ -58,8 +58,8 @@ impl ContextTree {
         if !options.follow.is_empty() {
             match bud_patterns::follow(&InPlace(&root), &options.follow) {
                 Ok(Some(paths)) => include.extend(paths),
-                // The root itself: everything.
-                Ok(None) => include.clear(),
+                // The root itself: nothing is added to what is included anyway.
+                Ok(None) => {}
                 Err(e) => return Err(FileOpError::Invalid(e.to_string())),
             }
         }

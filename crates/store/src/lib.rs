@@ -23,6 +23,8 @@ mod source;
 pub mod store;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 pub mod tree;
 mod union;
 

@@ -124,7 +124,11 @@ impl Store {
                 .map_err(StoreError::io("create", path))?;
         }
         let (connection, warnings) = open_database(&root.join("state.db"))?;
-        let reserved: i64 = meta(&connection, "reserved_ids")?.unwrap_or(0);
+        let reserved: i64 = match meta(&connection, "reserved_ids")? {
+            Some(reserved) => reserved,
+            // A fresh database beside layers of one that was set aside.
+            None => largest_layer(&root.join("layers")),
+        };
         let store = Arc::new(Self {
             root: root.to_owned(),
             database: Mutex::new(connection),
@@ -357,6 +361,12 @@ impl Store {
     pub fn remove_build(&self, reference: &str) -> Result<bool, StoreError> {
         Ok(self.database().prepare_cached("DELETE FROM builds WHERE ref = ?")?.execute([reference])? > 0)
     }
+}
+
+/// Returns the largest number that a layer directory has.
+fn largest_layer(layers: &Path) -> i64 {
+    let Ok(entries) = std::fs::read_dir(layers) else { return 0 };
+    entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).max().unwrap_or(0)
 }
 
 fn meta<T: rusqlite::types::FromSql>(db: &Connection, key: &str) -> Result<Option<T>, rusqlite::Error> {

@@ -19,7 +19,16 @@ impl Fixture {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("state"), Options::default()).unwrap();
+        Self::of(store, dir)
+    }
+
+    pub(crate) fn of(store: Arc<Store>, dir: tempfile::TempDir) -> Self {
         Self { store, dir, pins: Vec::new() }
+    }
+
+    /// Lets go of the layers that were made.
+    pub(crate) fn unpin(&mut self) {
+        self.pins.clear();
     }
 
     /// Makes a layer with the files of a listing (see [`fill`]).

@@ -1,0 +1,548 @@
+//! The state as a whole: it survives kills and damage, prunes only what nobody holds, and digests by content.
+
+use crate::blob::LayerBlob;
+use crate::content::{Selection, digest};
+use crate::context::{ContextOptions, ContextTree};
+use crate::testing::{Fixture, fill};
+use crate::*;
+use bud_image::Digest;
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+fn key(text: &str) -> CacheKey {
+    Digest::of(text)
+}
+
+fn reopen(fixture: &mut Fixture) {
+    let root = fixture.store.root().to_owned();
+    let dir = std::mem::replace(&mut fixture.dir, tempfile::tempdir().unwrap());
+    *fixture = Fixture::of(Store::open(&root, Options::default()).unwrap(), dir);
+}
+
+#[test]
+fn what_was_stored_is_there_after_a_restart() {
+    let mut fixture = Fixture::new();
+    let one = fixture.layer(&Snapshot::scratch(), &["a=1"]);
+    let two = fixture.layer(&one, &["b=2"]);
+    let store = &fixture.store;
+    let record = store.put_record(&key("k"), &[Some(two.clone()), None, Some(one.clone())], "notes").unwrap();
+    store.alias(&key("alias"), record.id).unwrap();
+    store.put_record(&key("empty"), &[Some(Snapshot::scratch())], "").unwrap();
+    store.put_image("docker.io/library/foo:latest", "{}", &two, &[Digest::of("x")]).unwrap();
+    store.remember_tag("debian:12", "sha256:1").unwrap();
+    store.put_build("b1", "record", SystemTime::now()).unwrap();
+    let blob = LayerBlob { media_type: "m".into(), digest: Digest::of("b"), size: 1, diff_id: Digest::of("d") };
+    store.set_layer_blob(one.top().unwrap(), "gzip", &blob).unwrap();
+    drop(record);
+    reopen(&mut fixture);
+    let store = &fixture.store;
+    for k in ["k", "alias"] {
+        let found = store.record(&key(k)).unwrap().unwrap();
+        assert_eq!((found.key, found.meta.as_str()), (key("k"), "notes"));
+        assert_eq!(found.outputs, [Some(two.clone()), None, Some(one.clone())]);
+    }
+    assert_eq!(store.record(&key("empty")).unwrap().unwrap().outputs, [Some(Snapshot::scratch())]);
+    assert!(store.record(&key("other")).unwrap().is_none());
+    let (image, _pin) = store.image("docker.io/library/foo:latest").unwrap().unwrap();
+    assert_eq!((image.snapshot, image.blobs), (two.clone(), vec![Digest::of("x")]));
+    assert_eq!(store.remembered_tag("debian:12").unwrap().unwrap().0, "sha256:1");
+    assert_eq!(store.builds().unwrap(), [("b1".to_owned(), "record".to_owned())]);
+    assert_eq!(store.layer_blob(one.top().unwrap(), "gzip").unwrap(), Some(blob));
+    assert_eq!(store.layer_blob(one.top().unwrap(), "zstd").unwrap(), None);
+    assert_eq!(fixture.list(&two), ["a=1", "b=2"]);
+    assert_eq!(store.logical_layers(&two).unwrap(), [one, two]);
+}
+
+/// F04: a damaged database is set aside, and nothing is lost but the cache.
+#[test]
+fn a_damaged_database_is_set_aside() {
+    for damage in ["garbage", "empty", "cut", "page"] {
+        let mut fixture = Fixture::new();
+        let layer = fixture.layer(&Snapshot::scratch(), &["a=1"]);
+        for i in 0..200 {
+            fixture.store.put_record(&key(&i.to_string()), &[Some(layer.clone())], &"m".repeat(100)).unwrap();
+        }
+        fixture.store.sync().unwrap();
+        let database = fixture.store.root().join("state.db");
+        let root = fixture.store.root().to_owned();
+        let dir = std::mem::replace(&mut fixture.dir, tempfile::tempdir().unwrap());
+        drop(fixture);
+        let mut bytes = std::fs::read(&database).unwrap();
+        match damage {
+            "garbage" => bytes.fill(0x5a),
+            "empty" => bytes.clear(),
+            "cut" => bytes.truncate(5000),
+            _ => bytes[4096..].fill(0),
+        }
+        std::fs::write(&database, bytes).unwrap();
+        for suffix in ["-wal", "-shm"] {
+            let _ = std::fs::remove_file(root.join(format!("state.db{suffix}")));
+        }
+        let store = Store::open(&root, Options::default()).unwrap();
+        assert_eq!(store.warnings().len(), 1, "{damage}");
+        assert!(store.record(&key("1")).unwrap().is_none());
+        let (snapshot, _pin) = store.draft(&Snapshot::scratch()).unwrap().commit(&Info::default()).unwrap();
+        store.put_record(&key("1"), &[Some(snapshot)], "").unwrap();
+        drop(store);
+        assert_eq!(Store::open(&root, Options::default()).unwrap().warnings().len(), 0);
+        drop(dir);
+    }
+}
+
+/// F11: the state of a newer version is left as it is.
+#[test]
+fn a_newer_state_is_refused() {
+    let fixture = Fixture::new();
+    fixture.store.database().execute("UPDATE meta SET value = 99 WHERE key = 'format'", []).unwrap();
+    let error = Store::open(fixture.store.root(), Options::default()).unwrap_err();
+    assert!(matches!(error, StoreError::Newer { found: 99, .. }), "{error}");
+    assert!(error.to_string().contains("--root"));
+}
+
+fn wait_until(what: &str, done: impl Fn() -> bool) {
+    for _ in 0..1000 {
+        if done() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("{what}");
+}
+
+/// F01: leftovers of a killed daemon go, whatever their modes and depth; what is referenced stays.
+#[test]
+fn leftovers_are_removed_in_the_background() {
+    let mut fixture = Fixture::new();
+    let kept = fixture.layer(&Snapshot::scratch(), &["a=1"]);
+    let blob = fixture.store.blobs().put(b"kept").unwrap();
+    let draft = fixture.store.draft(&kept).unwrap();
+    fill(&draft.upper(), &["x/y/z=1", "locked/in/f=1"]);
+    std::fs::set_permissions(draft.upper().join("locked/in"), PermissionsExt::from_mode(0)).unwrap();
+    std::fs::set_permissions(draft.upper().join("locked"), PermissionsExt::from_mode(0)).unwrap();
+    std::os::unix::fs::chown(draft.upper().join("x/y"), Some(1234), Some(1234)).unwrap();
+    let mut deep = draft.upper();
+    for _ in 0..200 {
+        deep.push("deep");
+        std::fs::create_dir(&deep).unwrap();
+    }
+    std::fs::write(deep.join("f"), "").unwrap();
+    let left = draft.upper().parent().unwrap().to_owned();
+    std::mem::forget(draft);
+    let root = fixture.store.root().to_owned();
+    let old = SystemTime::now() - Duration::from_secs(3600);
+    let stray = root.join("blobs/sha256").join(Digest::of("stray").hex());
+    let half = root.join("blobs/new/1-1");
+    for path in [&stray, &half] {
+        std::fs::write(path, "x").unwrap();
+        std::fs::File::options().write(true).open(path).unwrap().set_modified(old).unwrap();
+    }
+    reopen(&mut fixture);
+    wait_until("leftovers stay", || !left.exists() && !stray.exists() && !half.exists());
+    assert_eq!(fixture.list(&kept), ["a=1"]);
+    assert_eq!(fixture.store.blobs().read(&blob, 10).unwrap(), b"kept");
+    // Its number is not used again.
+    let next = fixture.store.draft(&kept).unwrap();
+    assert!(!left.ends_with(next.id().0.to_string()));
+}
+
+/// F02, and what comes in is checked.
+#[test]
+fn blobs_are_checked_coming_in_and_going_out() {
+    let fixture = Fixture::new();
+    let blobs = fixture.store.blobs();
+    let mut writer = blobs.writer().unwrap();
+    writer.write_all(b"hello").unwrap();
+    let error = writer.commit(Some(&Digest::of("other")), None).unwrap_err();
+    assert!(matches!(error, StoreError::DigestMismatch { .. }), "{error}");
+    let mut writer = blobs.writer().unwrap();
+    writer.write_all(b"hello").unwrap();
+    assert!(matches!(writer.commit(None, Some(4)).unwrap_err(), StoreError::SizeMismatch { .. }));
+    assert_eq!(std::fs::read_dir(fixture.store.root().join("blobs/new")).unwrap().count(), 0);
+    assert!(!blobs.contains(&Digest::of("hello")).unwrap());
+    let put = || {
+        let mut writer = blobs.writer().unwrap();
+        writer.write_all(b"wrong").unwrap();
+        writer.restart().unwrap();
+        writer.write_all(b"hel").unwrap();
+        writer.write_all(b"lo").unwrap();
+        writer.commit(Some(&Digest::of("hello")), Some(5)).unwrap().0
+    };
+    let digest = put();
+    let path = fixture.store.root().join("blobs/sha256").join(digest.hex());
+    for damage in [&b""[..], b"hel", b"hellO"] {
+        put();
+        assert_eq!(blobs.read(&digest, 5).unwrap(), b"hello");
+        std::fs::write(&path, damage).unwrap();
+        let mut bytes = Vec::new();
+        let result = blobs.open(&digest).map_err(|e| e.to_string()).and_then(|mut reader| {
+            let mut small = [0; 2];
+            loop {
+                match reader.read(&mut small) {
+                    Ok(0) => return Ok(()),
+                    Ok(n) => bytes.extend_from_slice(&small[..n]),
+                    Err(e) => return Err(e.to_string()),
+                }
+            }
+        });
+        assert!(result.is_err());
+        assert!(bytes.len() < 5, "the last bytes of a damaged blob were given out");
+        // Gone, so that it is made or fetched again.
+        assert!(!blobs.contains(&digest).unwrap());
+    }
+    put();
+    assert!(blobs.read(&digest, 4).is_err());
+}
+
+#[test]
+fn prune_takes_what_nobody_holds_oldest_first() {
+    let mut fixture = Fixture::new();
+    let base = fixture.layer(&Snapshot::scratch(), &["base=1"]);
+    let held = fixture.layer(&base, &["held=1"]);
+    let named = fixture.layer(&base, &["named=1"]);
+    let old = fixture.layer(&base, &["old=1"]);
+    let older = fixture.layer(&old, &["older=1"]);
+    for (name, snapshot) in [("held", &held), ("named", &named), ("old", &old), ("older", &older)] {
+        fixture.store.put_record(&key(name), &[Some(snapshot.clone())], "").unwrap();
+    }
+    let cache = fixture.store.cache_mount("id", Sharing::Shared, &()).unwrap();
+    fixture.store.put_image("named", "", &named, &[]).unwrap();
+    fixture.unpin();
+    let pin = fixture.store.pin(&held).unwrap();
+    let ids = |pruned: &Pruned| pruned.removed.iter().map(|u| u.id.clone()).collect::<Vec<_>>();
+    let id = |s: &Snapshot| format!("layer:{}", s.top().unwrap().0);
+    let young = PrunePolicy { keep_duration: Some(Duration::from_secs(3600)), ..PrunePolicy::default() };
+    assert_eq!(ids(&fixture.store.prune(&young).unwrap()), [""; 0]);
+    let enough = PrunePolicy { max_used: Some(1 << 40), ..PrunePolicy::default() };
+    assert_eq!(ids(&fixture.store.prune(&enough).unwrap()), [""; 0]);
+    let pruned = fixture.store.prune(&PrunePolicy::default()).unwrap();
+    assert_eq!(ids(&pruned), [id(&older), id(&old)]);
+    assert!(pruned.bytes >= 8192);
+    assert!(fixture.store.record(&key("old")).unwrap().is_none());
+    assert!(fixture.store.record(&key("held")).unwrap().is_some());
+    assert!(fixture.store.pin(&old).is_err());
+    drop(cache);
+    drop(pin);
+    let pruned = fixture.store.prune(&PrunePolicy::default()).unwrap();
+    assert_eq!(pruned.removed.len(), 2, "{pruned:?}");
+    assert!(ids(&pruned).contains(&id(&held)));
+    fixture.store.remove_image("named").unwrap();
+    assert_eq!(fixture.store.prune(&PrunePolicy::default()).unwrap().removed.len(), 2);
+    assert_eq!(fixture.store.usage().unwrap().len(), 0);
+    wait_until("directories stay", || std::fs::read_dir(fixture.store.root().join("layers")).unwrap().count() == 0);
+}
+
+#[test]
+fn used_layers_outlive_unused_ones() {
+    let mut fixture = Fixture::new();
+    let one = fixture.layer(&Snapshot::scratch(), &["one=1"]);
+    let two = fixture.layer(&Snapshot::scratch(), &["two=1"]);
+    for (name, snapshot) in [("one", &one), ("two", &two)] {
+        fixture.store.put_record(&key(name), &[Some(snapshot.clone())], "").unwrap();
+    }
+    fixture.unpin();
+    std::thread::sleep(Duration::from_millis(5));
+    drop(fixture.store.record(&key("one")).unwrap());
+    let used: u64 = fixture.store.usage().unwrap().iter().map(|u| u.size).sum();
+    let policy = PrunePolicy { max_used: Some(used - 1), ..PrunePolicy::default() };
+    let pruned = fixture.store.prune(&policy).unwrap();
+    assert_eq!(
+        pruned.removed.iter().map(|u| u.id.clone()).collect::<Vec<_>>(),
+        [format!("layer:{}", two.top().unwrap().0)]
+    );
+    let usage = fixture.store.usage().unwrap();
+    assert_eq!((usage.len(), usage[0].usage_count), (1, 2));
+}
+
+/// F03: after a restart of the machine only what was synced is believed.
+#[test]
+fn unsynced_layers_are_not_trusted_after_a_crash_of_the_machine() {
+    let mut fixture = Fixture::new();
+    let synced = fixture.layer(&Snapshot::scratch(), &["a=1"]);
+    fixture.store.put_record(&key("synced"), &[Some(synced.clone())], "").unwrap();
+    let blob = fixture.store.blobs().put(b"synced").unwrap();
+    fixture.store.sync().unwrap();
+    let lost = fixture.layer(&synced, &["b=1"]);
+    fixture.store.put_record(&key("lost"), &[Some(lost.clone())], "").unwrap();
+    fixture.store.put_image("lost", "", &lost, &[]).unwrap();
+    let lost_blob = fixture.store.blobs().put(b"lost").unwrap();
+    fixture.store.database().execute("UPDATE meta SET value = 'another' WHERE key = 'boot_id'", []).unwrap();
+    reopen(&mut fixture);
+    assert!(fixture.store.record(&key("synced")).unwrap().is_some());
+    assert!(fixture.store.record(&key("lost")).unwrap().is_none());
+    assert!(fixture.store.image("lost").unwrap().is_none());
+    assert!(fixture.store.blobs().contains(&blob).unwrap());
+    assert!(!fixture.store.blobs().contains(&lost_blob).unwrap());
+}
+
+#[test]
+fn a_deleted_layer_directory_makes_a_miss() {
+    let mut fixture = Fixture::new();
+    let layer = fixture.layer(&Snapshot::scratch(), &["a=1"]);
+    fixture.store.put_record(&key("k"), &[Some(layer.clone())], "").unwrap();
+    std::fs::remove_dir_all(fixture.store.layer_fs(layer.top().unwrap())).unwrap();
+    assert!(fixture.store.record(&key("k")).unwrap().is_none());
+}
+
+/// R06, testCachedMounts.
+#[test]
+fn cache_mounts_are_shared_by_their_rules() {
+    let fixture = Fixture::new();
+    let take = |id: &str, sharing| fixture.store.cache_mount(id, sharing, &()).unwrap();
+    for id in ["../../..", "/", "", &"x".repeat(5000)] {
+        let mount = take(id, Sharing::Shared);
+        assert!(mount.path().starts_with(fixture.store.root().join("cache")), "{id}");
+        assert!(mount.path().is_dir());
+    }
+    let one = take("a", Sharing::Shared);
+    assert!(one.fresh);
+    let two = take("a", Sharing::Shared);
+    assert_eq!(one.path(), two.path());
+    assert!(!two.fresh);
+    let private = take("a", Sharing::Private);
+    assert_ne!(private.path(), one.path());
+    struct Never;
+    impl Observer for Never {
+        fn is_cancelled(&self) -> bool {
+            true
+        }
+    }
+    assert!(matches!(fixture.store.cache_mount("a", Sharing::Locked, &Never), Err(StoreError::Cancelled)));
+    let path = one.path();
+    std::fs::write(path.join("f"), "1").unwrap();
+    drop((one, two, private));
+    let locked = take("a", Sharing::Locked);
+    assert_eq!(locked.path(), path);
+    assert!(matches!(fixture.store.cache_mount("a", Sharing::Shared, &Never), Err(StoreError::Cancelled)));
+    fixture.store.clear_cache_mount("a").unwrap();
+    assert!(path.join("f").exists(), "in use");
+    let waiting = std::thread::scope(|scope| {
+        let handle = scope.spawn(|| take("a", Sharing::Locked).path());
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(!handle.is_finished());
+        drop(locked);
+        handle.join().unwrap()
+    });
+    assert_eq!(waiting, path);
+    fixture.store.clear_cache_mount("a").unwrap();
+    assert!(take("a", Sharing::Shared).fresh);
+}
+
+fn context(dir: &Path, exclude: &[&str], follow: &[&str]) -> ContextTree {
+    let texts = |t: &[&str]| t.iter().map(ToString::to_string).collect();
+    let options = ContextOptions { include: Vec::new(), exclude: texts(exclude), follow: texts(follow) };
+    ContextTree::open(std::fs::File::open(dir).unwrap().into(), &options).unwrap()
+}
+
+fn digest_of(store: &Arc<Store>, dir: &Path, selection: &Selection) -> Result<Digest, String> {
+    let tree = context(dir, &[], &[]);
+    let one = digest(store, Source::Context(&tree), selection, &()).map_err(|e| e.to_string());
+    let of_tree = Tree::of_directory(dir).unwrap();
+    let two = digest(store, Source::Tree(&of_tree), selection, &()).map_err(|e| e.to_string());
+    assert_eq!(one.is_ok(), two.is_ok());
+    one
+}
+
+fn path(path: &str) -> Selection {
+    Selection { path: path.into(), ..Selection::default() }
+}
+
+#[test]
+fn content_is_what_counts() {
+    let fixture = Fixture::new();
+    let dir = fixture.dir.path().join("c");
+    let fresh = || {
+        let _ = std::fs::remove_dir_all(&dir);
+        fill(&dir, &["d/a=1", "d/b=2", "d/l->a", "e/f=3"]);
+    };
+    fresh();
+    let of = |selection: &Selection| digest_of(&fixture.store, &dir, selection).unwrap();
+    let whole = of(&path("/"));
+    let part = of(&path("/d"));
+    // Made again: other inodes and times, the same content.
+    std::thread::sleep(Duration::from_millis(5));
+    fresh();
+    assert_eq!((of(&path("/")), of(&path("/d"))), (whole, part));
+    assert_ne!(whole, part);
+    // testFileOpCopyIncludeExclude, testCopyWildcardCache: what isn't selected doesn't count.
+    std::fs::write(dir.join("e/f"), "changed").unwrap();
+    assert_ne!(of(&path("/")), whole);
+    assert_eq!(of(&path("/d")), part);
+    let change: [(&str, &dyn Fn()); 8] = [
+        ("bytes", &|| std::fs::write(dir.join("d/a"), "x").unwrap()),
+        ("mode", &|| std::fs::set_permissions(dir.join("d/a"), PermissionsExt::from_mode(0o755)).unwrap()),
+        ("mode of a directory", &|| std::fs::set_permissions(dir.join("d"), PermissionsExt::from_mode(0o700)).unwrap()),
+        ("name", &|| std::fs::rename(dir.join("d/a"), dir.join("d/c")).unwrap()),
+        ("target", &|| {
+            std::fs::remove_file(dir.join("d/l")).unwrap();
+            std::os::unix::fs::symlink("b", dir.join("d/l")).unwrap();
+        }),
+        ("type", &|| {
+            std::fs::remove_file(dir.join("d/b")).unwrap();
+            std::fs::create_dir(dir.join("d/b")).unwrap();
+        }),
+        ("attribute", &|| {
+            rustix::fs::setxattr(dir.join("d/a"), "user.x", b"1", rustix::fs::XattrFlags::empty()).unwrap();
+        }),
+        ("attribute of a directory", &|| {
+            rustix::fs::setxattr(dir.join("d"), "user.x", b"1", rustix::fs::XattrFlags::empty()).unwrap();
+        }),
+    ];
+    let mut seen = std::collections::HashSet::from([part]);
+    for (what, change) in change {
+        fresh();
+        change();
+        assert!(seen.insert(of(&path("/d"))), "{what}");
+    }
+    // testFileOpCopyUIDCache: owners count in trees; a context has none.
+    fresh();
+    let tree = || digest(&fixture.store, Source::Tree(&Tree::of_directory(&dir).unwrap()), &path("/d"), &()).unwrap();
+    let before = tree();
+    std::os::unix::fs::chown(dir.join("d/a"), Some(1000), Some(1000)).unwrap();
+    assert_ne!(tree(), before);
+    assert_eq!(of(&path("/d")), part);
+}
+
+#[test]
+fn selections_have_patterns() {
+    let fixture = Fixture::new();
+    let dir = fixture.dir.path().join("c");
+    fill(&dir, &["foo1=1", "foo2=2", "bar=3", "sub/foo=4", "sub/bar=5", "l->sub"]);
+    let of = |selection: &Selection| digest_of(&fixture.store, &dir, selection);
+    let wild = Selection { wildcard: true, ..path("/foo*") };
+    let before = of(&wild).unwrap();
+    std::fs::write(dir.join("bar"), "changed").unwrap();
+    assert_eq!(of(&wild).unwrap(), before);
+    std::fs::rename(dir.join("foo2"), dir.join("foo3")).unwrap();
+    assert_ne!(of(&wild).unwrap(), before);
+    let include =
+        Selection { include_patterns: vec!["sub/*".into()], exclude_patterns: vec!["sub/bar".into()], ..path("/") };
+    let before = of(&include).unwrap();
+    std::fs::write(dir.join("sub/bar"), "changed").unwrap();
+    std::fs::write(dir.join("new"), "new").unwrap();
+    assert_eq!(of(&include).unwrap(), before);
+    std::fs::write(dir.join("sub/foo"), "changed").unwrap();
+    assert_ne!(of(&include).unwrap(), before);
+    let followed = Selection { follow_symlink: true, ..path("/l") };
+    assert_ne!(of(&followed).unwrap(), of(&path("/l")).unwrap());
+    assert!(of(&path("/none")).unwrap_err().contains("\"/none\": not found"));
+    let required = Selection { required_paths: vec!["/sub/none".into()], ..include };
+    assert!(of(&required).unwrap_err().contains("not found"));
+    assert!(of(&Selection { include_patterns: vec!["[".into()], ..path("/") }).is_err());
+}
+
+#[test]
+fn an_unchanged_file_is_known_and_a_racy_one_is_not() {
+    let fixture = Fixture::new();
+    let dir = fixture.dir.path().join("c");
+    fill(&dir, &["old=1", "new=2"]);
+    std::thread::sleep(Duration::from_millis(2100));
+    std::fs::write(dir.join("new"), "3").unwrap();
+    let tree = context(&dir, &[], &[]);
+    digest(&fixture.store, Source::Context(&tree), &path("/"), &()).unwrap();
+    let top = tree.top();
+    let index = fixture.store.file_index(&format!("{:x}:{:x}", top.meta.dev, top.meta.ino)).unwrap();
+    let known = |name: &str| index.get_all(std::iter::once(&top.child(name.as_bytes()).unwrap().meta))[0].is_some();
+    assert!(known("old"));
+    assert!(!known("new"));
+}
+
+/// testLocalSymlinkEscape, testLocalSourceWithHardlinksFilter.
+#[test]
+fn contexts_take_what_is_asked_for() {
+    let fixture = Fixture::new();
+    let dir = fixture.dir.path().join("c");
+    fill(&dir, &["bar=1", "foo1~bar", "foo2~bar", "sub/l->../target", "target=2", "out->/etc/passwd", "other=3"]);
+    let names =
+        |tree: &ContextTree| tree.entries().into_iter().map(|e| String::from_utf8(e.path).unwrap()).collect::<Vec<_>>();
+    assert_eq!(names(&context(&dir, &[], &["foo*"])), ["foo1", "foo2"]);
+    assert_eq!(names(&context(&dir, &[], &["sub/l", "out"])), ["out", "sub", "sub/l", "target"]);
+    assert_eq!(names(&context(&dir, &["*", "!sub/l"], &[])), ["sub", "sub/l"]);
+    let tree = context(&dir, &["other"], &[]);
+    assert_eq!(tree.read_file(b"sub/l", 10).unwrap(), b"2");
+    assert!(tree.read_file(b"other", 10).is_err(), "ignored files can't be read");
+    assert!(tree.read_file(b"out", 1 << 20).is_err());
+    assert!(tree.read_file(b"target", 0).is_err());
+}
+
+#[test]
+fn large_files_are_hashed_the_same_by_any_number_of_threads() {
+    let fixture = Fixture::new();
+    let dir = fixture.dir.path().join("c");
+    std::fs::create_dir(&dir).unwrap();
+    let file = std::fs::File::create(dir.join("f")).unwrap();
+    file.set_len((40 << 20) + 5).unwrap();
+    rustix::io::pwrite(&file, b"x", 33 << 20).unwrap();
+    let one = digest_of(&fixture.store, &dir, &path("/f")).unwrap();
+    assert_eq!(digest_of(&fixture.store, &dir, &path("/f")).unwrap(), one);
+    rustix::io::pwrite(&file, b"y", 33 << 20).unwrap();
+    assert_ne!(digest_of(&fixture.store, &dir, &path("/f")).unwrap(), one);
+    // L07: holes stay holes.
+    let draft = fixture.store.draft(&Snapshot::scratch()).unwrap();
+    let copy = fileop::Copy { src: "/f".into(), dest: "/f".into(), ..fileop::Copy::default() };
+    fileop::copy(&draft, Source::Context(&context(&dir, &[], &[])), &copy, &()).unwrap();
+    let copied = draft.upper().join("f");
+    assert_eq!(std::fs::read(&copied).unwrap(), std::fs::read(dir.join("f")).unwrap());
+    assert!(std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(copied).unwrap()) < 1000);
+}
+
+/// The other end of [`kills_leave_a_consistent_state`]: does nothing unless it is started by that.
+#[test]
+fn writes_until_killed() {
+    let Ok(root) = std::env::var("BUD_STORE_KILLED") else { return };
+    let store = Store::open(Path::new(&root), Options::default()).unwrap();
+    for i in 0_u64.. {
+        let round = std::env::var("BUD_STORE_ROUND").unwrap();
+        let text = format!("{round}/{i}");
+        let draft = store.draft(&Snapshot::scratch()).unwrap();
+        std::fs::write(draft.upper().join("f"), &text).unwrap();
+        let (snapshot, _pin) = draft.commit(&Info::default()).unwrap();
+        let blob = store.blobs().put(text.as_bytes()).unwrap();
+        store.put_record(&key(&text), &[Some(snapshot)], &blob.to_string()).unwrap();
+        if i % 7 == 0 {
+            store.prune(&PrunePolicy { max_used: Some(200_000), ..PrunePolicy::default() }).unwrap();
+        }
+    }
+}
+
+/// F01: every record that is found has its layer and its blob, whenever the process was killed.
+#[test]
+fn kills_leave_a_consistent_state() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("state");
+    for round in 0..8 {
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "tests::writes_until_killed", "--nocapture"])
+            .env("BUD_STORE_KILLED", &root)
+            .env("BUD_STORE_ROUND", round.to_string())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(150 + 37 * round));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let store = Store::open(&root, Options::default()).unwrap();
+        assert_eq!(store.warnings(), [""; 0]);
+        let mut found = 0;
+        for i in 0..100_000 {
+            let text = format!("{round}/{i}");
+            match store.record(&key(&text)).unwrap() {
+                Some(record) => {
+                    found += 1;
+                    let snapshot = record.outputs[0].clone().unwrap();
+                    let tree = store.tree(&snapshot).unwrap();
+                    assert_eq!(tree.read_file(b"f", 100).unwrap(), text.as_bytes());
+                    // A blob may be pruned by itself; if it is there, it is right.
+                    if let Ok(bytes) = store.blobs().read(&record.meta.parse().unwrap(), 100) {
+                        assert_eq!(bytes, text.as_bytes());
+                    }
+                }
+                None if i > 5000 => break,
+                None => {}
+            }
+        }
+        assert!(found > 0, "nothing was stored in round {round}");
+    }
+}
