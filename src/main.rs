@@ -1,1 +1,5 @@
-fn main() {}
+//! The command `bud`.
+
+fn main() -> std::process::ExitCode {
+    bud::main()
+}

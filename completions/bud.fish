@@ -1,0 +1,229 @@
+# Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
+function __fish_bud_global_optspecs
+    string join \n t/tag= f/file= target= build-arg= build-context= platform= label= o/output= load= push= iidfile= metadata-file= no-cache= no-cache-filter= pull= cache-from= cache-to= secret= ssh= network= add-host= shm-size= ulimit= allow= progress= q/quiet= buildkit-addr= tlscacert= tlscert= tlskey= tlsservername= clientside-frontend= provenance= sbom= h/help V/version
+end
+
+function __fish_bud_needs_command
+    # Figure out if the current invocation already has a command.
+    set -l cmd (commandline -opc)
+    set -e cmd[1]
+    argparse -s (__fish_bud_global_optspecs) -- $cmd 2>/dev/null
+    or return
+    if set -q argv[1]
+        # Also print the command, so this can be used to figure out what it is.
+        echo $argv[1]
+        return 1
+    end
+    return 0
+end
+
+function __fish_bud_using_subcommand
+    set -l cmd (__fish_bud_needs_command)
+    test -z "$cmd"
+    and return 1
+    contains -- $cmd[1] $argv
+end
+
+complete -c bud -n "__fish_bud_needs_command" -s t -l tag -d 'Name for the image, as name:tag (repeatable)' -r
+complete -c bud -n "__fish_bud_needs_command" -s f -l file -d 'The Dockerfile; `-` reads it from stdin [default: PATH/Dockerfile]' -r
+complete -c bud -n "__fish_bud_needs_command" -l target -d 'The stage to build [default: the last]' -r
+complete -c bud -n "__fish_bud_needs_command" -l build-arg -d 'Value for an ARG; without `=`, this environment\'s (repeatable)' -r
+complete -c bud -n "__fish_bud_needs_command" -l build-context -d 'Another context by name: a directory, docker-image://, oci-layout://, a URL, or target:STAGE (repeatable)' -r
+complete -c bud -n "__fish_bud_needs_command" -l platform -d 'Platform to build for [default: this machine\'s]' -r
+complete -c bud -n "__fish_bud_needs_command" -l label -d 'Label for the image (repeatable)' -r
+complete -c bud -n "__fish_bud_needs_command" -s o -l output -d 'Where the result goes: a directory, `-` (a tar on stdout), or type=image|registry|docker|oci|local|tar[,dest=…][,…] (repeatable)' -r
+complete -c bud -n "__fish_bud_needs_command" -l load -d 'Load the image into Docker or Podman [default: if one is there and no output is given]' -r -f -a "true\t''
+false\t''"
+complete -c bud -n "__fish_bud_needs_command" -l push -d 'Push the image to the registry its name says (short for -o type=registry)' -r -f -a "true\t''
+false\t''"
+complete -c bud -n "__fish_bud_needs_command" -l iidfile -d 'Write the image\'s ID to a file' -r -F
+complete -c bud -n "__fish_bud_needs_command" -l metadata-file -d 'Write what was made (digests, names) to a file as JSON' -r -F
+complete -c bud -n "__fish_bud_needs_command" -l no-cache -d 'Run every step anew' -r -f -a "true\t''
+false\t''"
+complete -c bud -n "__fish_bud_needs_command" -l no-cache-filter -d 'Run the steps of these stages anew (repeatable)' -r
+complete -c bud -n "__fish_bud_needs_command" -l pull -d 'Ask the registries for newer base images' -r -f -a "true\t''
+false\t''"
+complete -c bud -n "__fish_bud_needs_command" -l cache-from -d 'Cache to use beside the daemon\'s own: NAME, or type=registry|local|gha|s3,… (repeatable)' -r
+complete -c bud -n "__fish_bud_needs_command" -l cache-to -d 'Where to write the cache: inline, or type=registry|local|gha|s3,… (repeatable)' -r
+complete -c bud -n "__fish_bud_needs_command" -l secret -d 'Secret for steps that mount it: id=ID[,src=FILE|,env=VARIABLE] (repeatable)' -r
+complete -c bud -n "__fish_bud_needs_command" -l ssh -d 'SSH agent or keys for steps that mount them: default, or ID[=SOCKET|KEY[,KEY]] (repeatable)' -r
+complete -c bud -n "__fish_bud_needs_command" -l network -d 'Network of RUN steps: default, host or none' -r
+complete -c bud -n "__fish_bud_needs_command" -l add-host -d 'Line for /etc/hosts of RUN steps (repeatable)' -r
+complete -c bud -n "__fish_bud_needs_command" -l shm-size -d 'Size of /dev/shm, such as 128m' -r
+complete -c bud -n "__fish_bud_needs_command" -l ulimit -d 'Resource limit, such as nofile=1024:2048 (repeatable)' -r
+complete -c bud -n "__fish_bud_needs_command" -l allow -d 'Grant what a Dockerfile may only use with your word: network.host, security.insecure (repeatable)' -r
+complete -c bud -n "__fish_bud_needs_command" -l progress -d 'How progress is shown' -r -f -a "auto\t'A live display on a terminal, plain lines elsewhere'
+tty\t'A live display'
+plain\t'One line for each event; for CI'
+quiet\t'Nothing but errors'
+rawjson\t'One JSON object for each event, as BuildKit writes them'"
+complete -c bud -n "__fish_bud_needs_command" -s q -l quiet -d 'Print the image\'s ID alone' -r -f -a "true\t''
+false\t''"
+complete -c bud -n "__fish_bud_needs_command" -l buildkit-addr -d 'The daemon\'s address: unix:///path, tcp://host:port, docker-container://name, podman-container://name, kube-pod://name, ssh://user@host [default: this user\'s own daemon, started when it doesn\'t run]' -r
+complete -c bud -n "__fish_bud_needs_command" -l tlscacert -d 'CA certificate that the daemon\'s must be signed by (tcp://)' -r -F
+complete -c bud -n "__fish_bud_needs_command" -l tlscert -d 'Client certificate (tcp://)' -r -F
+complete -c bud -n "__fish_bud_needs_command" -l tlskey -d 'Client key (tcp://)' -r -F
+complete -c bud -n "__fish_bud_needs_command" -l tlsservername -d 'Name that the daemon\'s certificate must carry, if it isn\'t the address\'s host (tcp://)' -r
+complete -c bud -n "__fish_bud_needs_command" -l clientside-frontend -d 'Translate the Dockerfile here instead of in the daemon (works with any BuildKit)' -r -f -a "true\t''
+false\t''"
+complete -c bud -n "__fish_bud_needs_command" -l provenance -d 'Attestations; a later version writes them' -r
+complete -c bud -n "__fish_bud_needs_command" -l sbom -d 'Attestations; a later version writes them' -r
+complete -c bud -n "__fish_bud_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c bud -n "__fish_bud_needs_command" -s V -l version -d 'Print version'
+complete -c bud -n "__fish_bud_needs_command" -a "build" -d 'Build an image (what `bud` does without a command)'
+complete -c bud -n "__fish_bud_needs_command" -a "images" -d 'List the images that were built'
+complete -c bud -n "__fish_bud_needs_command" -a "ls" -d 'List the images that were built'
+complete -c bud -n "__fish_bud_needs_command" -a "rmi" -d 'Remove images by name'
+complete -c bud -n "__fish_bud_needs_command" -a "du" -d 'Show what the build cache holds and how much disk it takes'
+complete -c bud -n "__fish_bud_needs_command" -a "prune" -d 'Remove build cache that is not in use'
+complete -c bud -n "__fish_bud_needs_command" -a "daemon" -d 'Run the daemon in the foreground, or start, stop and look at the one in the background'
+complete -c bud -n "__fish_bud_needs_command" -a "completions" -d 'Write the shell completions into a folder'
+complete -c bud -n "__fish_bud_using_subcommand build" -s t -l tag -d 'Name for the image, as name:tag (repeatable)' -r
+complete -c bud -n "__fish_bud_using_subcommand build" -s f -l file -d 'The Dockerfile; `-` reads it from stdin [default: PATH/Dockerfile]' -r
+complete -c bud -n "__fish_bud_using_subcommand build" -l target -d 'The stage to build [default: the last]' -r
+complete -c bud -n "__fish_bud_using_subcommand build" -l build-arg -d 'Value for an ARG; without `=`, this environment\'s (repeatable)' -r
+complete -c bud -n "__fish_bud_using_subcommand build" -l build-context -d 'Another context by name: a directory, docker-image://, oci-layout://, a URL, or target:STAGE (repeatable)' -r
+complete -c bud -n "__fish_bud_using_subcommand build" -l platform -d 'Platform to build for [default: this machine\'s]' -r
+complete -c bud -n "__fish_bud_using_subcommand build" -l label -d 'Label for the image (repeatable)' -r
+complete -c bud -n "__fish_bud_using_subcommand build" -s o -l output -d 'Where the result goes: a directory, `-` (a tar on stdout), or type=image|registry|docker|oci|local|tar[,dest=…][,…] (repeatable)' -r
+complete -c bud -n "__fish_bud_using_subcommand build" -l load -d 'Load the image into Docker or Podman [default: if one is there and no output is given]' -r -f -a "true\t''
+false\t''"
+complete -c bud -n "__fish_bud_using_subcommand build" -l push -d 'Push the image to the registry its name says (short for -o type=registry)' -r -f -a "true\t''
+false\t''"
+complete -c bud -n "__fish_bud_using_subcommand build" -l iidfile -d 'Write the image\'s ID to a file' -r -F
+complete -c bud -n "__fish_bud_using_subcommand build" -l metadata-file -d 'Write what was made (digests, names) to a file as JSON' -r -F
+complete -c bud -n "__fish_bud_using_subcommand build" -l no-cache -d 'Run every step anew' -r -f -a "true\t''
+false\t''"
+complete -c bud -n "__fish_bud_using_subcommand build" -l no-cache-filter -d 'Run the steps of these stages anew (repeatable)' -r
+complete -c bud -n "__fish_bud_using_subcommand build" -l pull -d 'Ask the registries for newer base images' -r -f -a "true\t''
+false\t''"
+complete -c bud -n "__fish_bud_using_subcommand build" -l cache-from -d 'Cache to use beside the daemon\'s own: NAME, or type=registry|local|gha|s3,… (repeatable)' -r
+complete -c bud -n "__fish_bud_using_subcommand build" -l cache-to -d 'Where to write the cache: inline, or type=registry|local|gha|s3,… (repeatable)' -r
+complete -c bud -n "__fish_bud_using_subcommand build" -l secret -d 'Secret for steps that mount it: id=ID[,src=FILE|,env=VARIABLE] (repeatable)' -r
+complete -c bud -n "__fish_bud_using_subcommand build" -l ssh -d 'SSH agent or keys for steps that mount them: default, or ID[=SOCKET|KEY[,KEY]] (repeatable)' -r
+complete -c bud -n "__fish_bud_using_subcommand build" -l network -d 'Network of RUN steps: default, host or none' -r
+complete -c bud -n "__fish_bud_using_subcommand build" -l add-host -d 'Line for /etc/hosts of RUN steps (repeatable)' -r
+complete -c bud -n "__fish_bud_using_subcommand build" -l shm-size -d 'Size of /dev/shm, such as 128m' -r
+complete -c bud -n "__fish_bud_using_subcommand build" -l ulimit -d 'Resource limit, such as nofile=1024:2048 (repeatable)' -r
+complete -c bud -n "__fish_bud_using_subcommand build" -l allow -d 'Grant what a Dockerfile may only use with your word: network.host, security.insecure (repeatable)' -r
+complete -c bud -n "__fish_bud_using_subcommand build" -l progress -d 'How progress is shown' -r -f -a "auto\t'A live display on a terminal, plain lines elsewhere'
+tty\t'A live display'
+plain\t'One line for each event; for CI'
+quiet\t'Nothing but errors'
+rawjson\t'One JSON object for each event, as BuildKit writes them'"
+complete -c bud -n "__fish_bud_using_subcommand build" -s q -l quiet -d 'Print the image\'s ID alone' -r -f -a "true\t''
+false\t''"
+complete -c bud -n "__fish_bud_using_subcommand build" -l buildkit-addr -d 'The daemon\'s address: unix:///path, tcp://host:port, docker-container://name, podman-container://name, kube-pod://name, ssh://user@host [default: this user\'s own daemon, started when it doesn\'t run]' -r
+complete -c bud -n "__fish_bud_using_subcommand build" -l tlscacert -d 'CA certificate that the daemon\'s must be signed by (tcp://)' -r -F
+complete -c bud -n "__fish_bud_using_subcommand build" -l tlscert -d 'Client certificate (tcp://)' -r -F
+complete -c bud -n "__fish_bud_using_subcommand build" -l tlskey -d 'Client key (tcp://)' -r -F
+complete -c bud -n "__fish_bud_using_subcommand build" -l tlsservername -d 'Name that the daemon\'s certificate must carry, if it isn\'t the address\'s host (tcp://)' -r
+complete -c bud -n "__fish_bud_using_subcommand build" -l clientside-frontend -d 'Translate the Dockerfile here instead of in the daemon (works with any BuildKit)' -r -f -a "true\t''
+false\t''"
+complete -c bud -n "__fish_bud_using_subcommand build" -l provenance -d 'Attestations; a later version writes them' -r
+complete -c bud -n "__fish_bud_using_subcommand build" -l sbom -d 'Attestations; a later version writes them' -r
+complete -c bud -n "__fish_bud_using_subcommand build" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c bud -n "__fish_bud_using_subcommand images" -l buildkit-addr -d 'The daemon\'s address: unix:///path, tcp://host:port, docker-container://name, podman-container://name, kube-pod://name, ssh://user@host [default: this user\'s own daemon, started when it doesn\'t run]' -r
+complete -c bud -n "__fish_bud_using_subcommand images" -l tlscacert -d 'CA certificate that the daemon\'s must be signed by (tcp://)' -r -F
+complete -c bud -n "__fish_bud_using_subcommand images" -l tlscert -d 'Client certificate (tcp://)' -r -F
+complete -c bud -n "__fish_bud_using_subcommand images" -l tlskey -d 'Client key (tcp://)' -r -F
+complete -c bud -n "__fish_bud_using_subcommand images" -l tlsservername -d 'Name that the daemon\'s certificate must carry, if it isn\'t the address\'s host (tcp://)' -r
+complete -c bud -n "__fish_bud_using_subcommand images" -s q -l quiet -d 'Print names alone, one a line'
+complete -c bud -n "__fish_bud_using_subcommand images" -l json -d 'Print JSON'
+complete -c bud -n "__fish_bud_using_subcommand images" -s h -l help -d 'Print help'
+complete -c bud -n "__fish_bud_using_subcommand ls" -l buildkit-addr -d 'The daemon\'s address: unix:///path, tcp://host:port, docker-container://name, podman-container://name, kube-pod://name, ssh://user@host [default: this user\'s own daemon, started when it doesn\'t run]' -r
+complete -c bud -n "__fish_bud_using_subcommand ls" -l tlscacert -d 'CA certificate that the daemon\'s must be signed by (tcp://)' -r -F
+complete -c bud -n "__fish_bud_using_subcommand ls" -l tlscert -d 'Client certificate (tcp://)' -r -F
+complete -c bud -n "__fish_bud_using_subcommand ls" -l tlskey -d 'Client key (tcp://)' -r -F
+complete -c bud -n "__fish_bud_using_subcommand ls" -l tlsservername -d 'Name that the daemon\'s certificate must carry, if it isn\'t the address\'s host (tcp://)' -r
+complete -c bud -n "__fish_bud_using_subcommand ls" -s q -l quiet -d 'Print names alone, one a line'
+complete -c bud -n "__fish_bud_using_subcommand ls" -l json -d 'Print JSON'
+complete -c bud -n "__fish_bud_using_subcommand ls" -s h -l help -d 'Print help'
+complete -c bud -n "__fish_bud_using_subcommand rmi" -l buildkit-addr -d 'The daemon\'s address: unix:///path, tcp://host:port, docker-container://name, podman-container://name, kube-pod://name, ssh://user@host [default: this user\'s own daemon, started when it doesn\'t run]' -r
+complete -c bud -n "__fish_bud_using_subcommand rmi" -l tlscacert -d 'CA certificate that the daemon\'s must be signed by (tcp://)' -r -F
+complete -c bud -n "__fish_bud_using_subcommand rmi" -l tlscert -d 'Client certificate (tcp://)' -r -F
+complete -c bud -n "__fish_bud_using_subcommand rmi" -l tlskey -d 'Client key (tcp://)' -r -F
+complete -c bud -n "__fish_bud_using_subcommand rmi" -l tlsservername -d 'Name that the daemon\'s certificate must carry, if it isn\'t the address\'s host (tcp://)' -r
+complete -c bud -n "__fish_bud_using_subcommand rmi" -s f -l force -d 'Don\'t mind names that are not there'
+complete -c bud -n "__fish_bud_using_subcommand rmi" -s h -l help -d 'Print help'
+complete -c bud -n "__fish_bud_using_subcommand du" -l filter -d 'Which records, such as type==exec.cachemount or inuse (repeatable: any of them)' -r
+complete -c bud -n "__fish_bud_using_subcommand du" -l buildkit-addr -d 'The daemon\'s address: unix:///path, tcp://host:port, docker-container://name, podman-container://name, kube-pod://name, ssh://user@host [default: this user\'s own daemon, started when it doesn\'t run]' -r
+complete -c bud -n "__fish_bud_using_subcommand du" -l tlscacert -d 'CA certificate that the daemon\'s must be signed by (tcp://)' -r -F
+complete -c bud -n "__fish_bud_using_subcommand du" -l tlscert -d 'Client certificate (tcp://)' -r -F
+complete -c bud -n "__fish_bud_using_subcommand du" -l tlskey -d 'Client key (tcp://)' -r -F
+complete -c bud -n "__fish_bud_using_subcommand du" -l tlsservername -d 'Name that the daemon\'s certificate must carry, if it isn\'t the address\'s host (tcp://)' -r
+complete -c bud -n "__fish_bud_using_subcommand du" -s v -l verbose -d 'Show all facts of each record'
+complete -c bud -n "__fish_bud_using_subcommand du" -l json -d 'Print JSON'
+complete -c bud -n "__fish_bud_using_subcommand du" -s h -l help -d 'Print help'
+complete -c bud -n "__fish_bud_using_subcommand prune" -l keep-duration -d 'Only what was not used for this long, such as 48h' -r
+complete -c bud -n "__fish_bud_using_subcommand prune" -l reserved-space -d 'Keep this much, such as 10GB' -r
+complete -c bud -n "__fish_bud_using_subcommand prune" -l filter -d 'Which records, such as type==exec.cachemount (repeatable: any of them)' -r
+complete -c bud -n "__fish_bud_using_subcommand prune" -l buildkit-addr -d 'The daemon\'s address: unix:///path, tcp://host:port, docker-container://name, podman-container://name, kube-pod://name, ssh://user@host [default: this user\'s own daemon, started when it doesn\'t run]' -r
+complete -c bud -n "__fish_bud_using_subcommand prune" -l tlscacert -d 'CA certificate that the daemon\'s must be signed by (tcp://)' -r -F
+complete -c bud -n "__fish_bud_using_subcommand prune" -l tlscert -d 'Client certificate (tcp://)' -r -F
+complete -c bud -n "__fish_bud_using_subcommand prune" -l tlskey -d 'Client key (tcp://)' -r -F
+complete -c bud -n "__fish_bud_using_subcommand prune" -l tlsservername -d 'Name that the daemon\'s certificate must carry, if it isn\'t the address\'s host (tcp://)' -r
+complete -c bud -n "__fish_bud_using_subcommand prune" -s a -l all -d 'Also what is internal or shared with images'
+complete -c bud -n "__fish_bud_using_subcommand prune" -s f -l force -d 'Don\'t ask'
+complete -c bud -n "__fish_bud_using_subcommand prune" -s v -l verbose -d 'Show each record that is removed'
+complete -c bud -n "__fish_bud_using_subcommand prune" -s h -l help -d 'Print help'
+complete -c bud -n "__fish_bud_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l addr -d 'Address to listen on: unix:///path or tcp://host:port (repeatable)' -r
+complete -c bud -n "__fish_bud_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l root -d 'Directory of the state [default: $XDG_DATA_HOME/bud]' -r -F
+complete -c bud -n "__fish_bud_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l config -d 'buildkitd.toml [default: ~/.config/buildkit/buildkitd.toml, for root /etc/buildkit/buildkitd.toml]' -r -F
+complete -c bud -n "__fish_bud_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l idle-timeout -d 'Exit after this long with nothing to do, such as 30m; 0: never [default: 0, started by a build 30m]' -r
+complete -c bud -n "__fish_bud_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l allow-insecure-entitlement -d 'Entitlement that builds may be granted: network.host, security.insecure (repeatable)' -r
+complete -c bud -n "__fish_bud_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l tlscert -d 'Certificate' -r -F
+complete -c bud -n "__fish_bud_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l tlskey -d 'Key of the certificate' -r -F
+complete -c bud -n "__fish_bud_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l tlscacert -d 'CA that clients\' certificates must be signed by' -r -F
+complete -c bud -n "__fish_bud_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l identity -d 'Map IDs through newuidmap when it is there (subids), the own ID alone (single), or none (root)' -r -f -a "auto\t'The best that this machine allows'
+subids\t'The own ID and sub-IDs'
+single\t'The own ID alone'
+root\t'Real root, no user namespace'"
+complete -c bud -n "__fish_bud_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l oci-worker-snapshotter -d 'How snapshots are put together: auto, overlayfs or native' -r -f -a "auto\t'Overlay where the kernel allows it'
+overlayfs\t'Overlay mounts'
+native\t'Plain copies'"
+complete -c bud -n "__fish_bud_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l oci-worker-no-process-sandbox -d 'Leave RUN steps the /proc around the daemon; for containers that can\'t mount their own' -r -f -a "true\t''
+false\t''"
+complete -c bud -n "__fish_bud_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l oci-worker-net -d 'Network of RUN steps: auto, host or none' -r
+complete -c bud -n "__fish_bud_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l oci-worker-platform -d 'Platform to offer (repeatable)' -r
+complete -c bud -n "__fish_bud_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l oci-worker-labels -d 'Label of the worker (repeatable)' -r
+complete -c bud -n "__fish_bud_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l oci-worker-gc -d 'Remove old cache by itself' -r -f -a "true\t''
+false\t''"
+complete -c bud -n "__fish_bud_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l oci-worker-gc-keepstorage -d 'Disk space that the cache may take, such as 20GB' -r
+complete -c bud -n "__fish_bud_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l rootless -d 'Accepted for buildkitd\'s sake: it is always so' -r -f -a "true\t''
+false\t''"
+complete -c bud -n "__fish_bud_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l oci-worker -d 'Accepted for buildkitd\'s sake' -r -f -a "true\t''
+false\t''"
+complete -c bud -n "__fish_bud_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l oci-worker-rootless -d 'Accepted for buildkitd\'s sake' -r -f -a "true\t''
+false\t''"
+complete -c bud -n "__fish_bud_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l containerd-worker -d 'Accepted for buildkitd\'s sake: there is no containerd worker' -r -f -a "true\t''
+false\t''"
+complete -c bud -n "__fish_bud_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l log-format -d 'Accepted for buildkitd\'s sake' -r
+complete -c bud -n "__fish_bud_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l debug -d 'More in the log'
+complete -c bud -n "__fish_bud_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l insecure-tcp -d 'Listen on TCP without client certificates: whoever reaches the port can build and read this user\'s builds'
+complete -c bud -n "__fish_bud_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l spawned -d 'Set by a client that starts the daemon: readiness goes to stdout, the log to stderr'
+complete -c bud -n "__fish_bud_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c bud -n "__fish_bud_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -f -a "start" -d 'Start it, if it doesn\'t run'
+complete -c bud -n "__fish_bud_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -f -a "stop" -d 'Stop it when its builds have ended'
+complete -c bud -n "__fish_bud_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -f -a "status" -d 'Show where it is, what it does, what it holds'
+complete -c bud -n "__fish_bud_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -f -a "logs" -d 'Show its log'
+complete -c bud -n "__fish_bud_using_subcommand daemon; and __fish_seen_subcommand_from start" -l idle-timeout -d 'Let it exit after this long with nothing to do, such as 30m; 0: never' -r
+complete -c bud -n "__fish_bud_using_subcommand daemon; and __fish_seen_subcommand_from start" -s h -l help -d 'Print help'
+complete -c bud -n "__fish_bud_using_subcommand daemon; and __fish_seen_subcommand_from stop" -l buildkit-addr -d 'The daemon\'s address: unix:///path, tcp://host:port, docker-container://name, podman-container://name, kube-pod://name, ssh://user@host [default: this user\'s own daemon, started when it doesn\'t run]' -r
+complete -c bud -n "__fish_bud_using_subcommand daemon; and __fish_seen_subcommand_from stop" -l tlscacert -d 'CA certificate that the daemon\'s must be signed by (tcp://)' -r -F
+complete -c bud -n "__fish_bud_using_subcommand daemon; and __fish_seen_subcommand_from stop" -l tlscert -d 'Client certificate (tcp://)' -r -F
+complete -c bud -n "__fish_bud_using_subcommand daemon; and __fish_seen_subcommand_from stop" -l tlskey -d 'Client key (tcp://)' -r -F
+complete -c bud -n "__fish_bud_using_subcommand daemon; and __fish_seen_subcommand_from stop" -l tlsservername -d 'Name that the daemon\'s certificate must carry, if it isn\'t the address\'s host (tcp://)' -r
+complete -c bud -n "__fish_bud_using_subcommand daemon; and __fish_seen_subcommand_from stop" -s f -l force -d 'End running builds'
+complete -c bud -n "__fish_bud_using_subcommand daemon; and __fish_seen_subcommand_from stop" -s h -l help -d 'Print help'
+complete -c bud -n "__fish_bud_using_subcommand daemon; and __fish_seen_subcommand_from status" -l buildkit-addr -d 'The daemon\'s address: unix:///path, tcp://host:port, docker-container://name, podman-container://name, kube-pod://name, ssh://user@host [default: this user\'s own daemon, started when it doesn\'t run]' -r
+complete -c bud -n "__fish_bud_using_subcommand daemon; and __fish_seen_subcommand_from status" -l tlscacert -d 'CA certificate that the daemon\'s must be signed by (tcp://)' -r -F
+complete -c bud -n "__fish_bud_using_subcommand daemon; and __fish_seen_subcommand_from status" -l tlscert -d 'Client certificate (tcp://)' -r -F
+complete -c bud -n "__fish_bud_using_subcommand daemon; and __fish_seen_subcommand_from status" -l tlskey -d 'Client key (tcp://)' -r -F
+complete -c bud -n "__fish_bud_using_subcommand daemon; and __fish_seen_subcommand_from status" -l tlsservername -d 'Name that the daemon\'s certificate must carry, if it isn\'t the address\'s host (tcp://)' -r
+complete -c bud -n "__fish_bud_using_subcommand daemon; and __fish_seen_subcommand_from status" -l json -d 'Print JSON'
+complete -c bud -n "__fish_bud_using_subcommand daemon; and __fish_seen_subcommand_from status" -s h -l help -d 'Print help'
+complete -c bud -n "__fish_bud_using_subcommand daemon; and __fish_seen_subcommand_from logs" -s n -l tail -d 'How many of the last lines' -r
+complete -c bud -n "__fish_bud_using_subcommand daemon; and __fish_seen_subcommand_from logs" -s f -l follow -d 'Go on as it grows'
+complete -c bud -n "__fish_bud_using_subcommand daemon; and __fish_seen_subcommand_from logs" -s h -l help -d 'Print help'
+complete -c bud -n "__fish_bud_using_subcommand completions" -s h -l help -d 'Print help'

@@ -1,0 +1,317 @@
+//! `bud build`: from the flags to the image.
+
+use super::runtime;
+use crate::cli::ConnectArgs;
+use crate::cli::build::{BuildArgs, ProgressMode};
+use crate::connect::{self, Connection, Spawn, Start, spawn};
+use crate::failure;
+use crate::output::{files, load::Loader, spec::Dest, spec::Output};
+use crate::progress::{Progress, Style, bytes_text, filter, now, seconds_text};
+use crate::request::BuildRequest;
+use crate::solve::exports::{self, Exports};
+use crate::solve::{self, Failure, attach};
+use crate::terminal;
+use anyhow::{Context as _, Result, bail};
+use bud_protocol::bud::{SaveImageRequest, StatusResponse};
+use bud_session::{SessionHandle, client, descriptors};
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::process::ExitCode;
+use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+
+/// What is left to do when a signal came is given up after this long.
+const FAREWELL: Duration = Duration::from_millis(500);
+
+/// Runs `bud build`.
+pub fn run(args: BuildArgs) -> Result<ExitCode> {
+    let connect = args.connect.clone();
+    if std::env::args_os().len() == 1 {
+        use clap::CommandFactory as _;
+        terminal::print(&crate::cli::Cli::command().render_help().to_string())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let request = BuildRequest::from_args(args)?;
+    if let Some(report) = request.dockerfile.check(&request)
+        && (report.has_errors() || !request.quiet)
+    {
+        let colors = terminal::stderr_has_colors();
+        for line in report.render(colors).trim_end().lines() {
+            // The lines of a Dockerfile are somebody else's text.
+            terminal::note(&filter::log_line(line.as_bytes(), colors));
+        }
+        if report.has_errors() {
+            return Ok(ExitCode::FAILURE);
+        }
+    }
+    let runtime = runtime()?;
+    let result = runtime.block_on(async {
+        let mut signals = Signals::new()?;
+        tokio::select! {
+            biased;
+            code = signals.any() => {
+                terminal::note("canceled");
+                Ok(ExitCode::from(code))
+            }
+            result = build(request, connect) => result,
+        }
+    });
+    // Threads that write an output clean it up; one that waits for stdin is left behind.
+    runtime.shutdown_timeout(FAREWELL);
+    result
+}
+
+/// The signals that end a build.
+struct Signals {
+    list: [(Signal, u8); 3],
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        let listen =
+            |kind: SignalKind, code: u8| signal(kind).map(|signal| (signal, code)).context("cannot listen for signals");
+        Ok(Self {
+            list: [
+                listen(SignalKind::interrupt(), 130)?,
+                listen(SignalKind::terminate(), 143)?,
+                listen(SignalKind::hangup(), 129)?,
+            ],
+        })
+    }
+
+    /// Waits for one and returns the exit code that tells of it.
+    async fn any(&mut self) -> u8 {
+        let [(interrupt, a), (terminate, b), (hangup, c)] = &mut self.list;
+        tokio::select! {
+            _ = interrupt.recv() => *a,
+            _ = terminate.recv() => *b,
+            _ = hangup.recv() => *c,
+        }
+    }
+}
+
+async fn build(mut request: BuildRequest, connect_args: ConnectArgs) -> Result<ExitCode> {
+    let mode = if request.quiet { ProgressMode::Quiet } else { request.progress };
+    let start = Start::IfNeeded(Spawn { announce: mode != ProgressMode::Quiet, ..Spawn::default() });
+    let (connection, status) = connect::connect_and_ask(&connect_args, &start).await?;
+    if let Some(status) = &status
+        && mode != ProgressMode::Quiet
+    {
+        show_notices(&connection, status);
+    }
+    let mut plan = exports::plan(&request, status.is_some()).await?;
+    let shared = attach::share(&mut request)?;
+    let attach::Shared { mut attachables, attrs: shared_attrs, dirs, shared_key, .. } = shared;
+    attachables.exports = std::mem::take(&mut plan.targets);
+    let session = SessionHandle::open(connection.channel.clone(), attachables, &shared_key)
+        .await
+        .with_context(|| format!("opening a session with the daemon at {}", connection.address))?;
+    if let Some(socket) = status.as_ref().map(|s| s.descriptor_socket.as_str()).filter(|socket| !socket.is_empty()) {
+        hand_over(socket, session.id(), &dirs).await;
+    }
+
+    let mut attrs = request.attrs.clone();
+    attrs.extend(shared_attrs);
+    let build_ref = client::new_id().context("cannot name the build")?;
+    let mut progress = Progress::new(mode);
+    let style = progress.style;
+    let result =
+        solve::run(&connection, session.id(), &request, plan.exporters.clone(), attrs, &build_ref, &mut progress).await;
+    let response = match result {
+        Ok(response) => response,
+        Err(Failure::Build(error)) => {
+            let text = failure::render(&error, &progress.model, style, progress.has_reader() || request.quiet);
+            note_raw(&text);
+            return Ok(ExitCode::FAILURE);
+        }
+        Err(Failure::Lost(message)) => bail!(lost(&connection, &message)),
+    };
+    if let Some(loading) = plan.loading.take() {
+        let shown = loading.loader.shown();
+        loading.done().await.with_context(|| format!("the image is built, but not in {shown}"))?;
+    }
+    if progress.has_reader() {
+        note_raw(&failure::warnings(&progress.model, style));
+        terminal::note(&built_line(&progress, &request));
+    }
+    let loaded = match plan.load_after.take() {
+        Some(loader) => Some(load(&connection, loader, &request, &response, &progress).await?),
+        None => None,
+    };
+    if let Some(path) = &request.metadata_file {
+        files::write_metadata(path, &response, &build_ref)?;
+    }
+    let id = files::image_id(&response);
+    if let Some(path) = &request.iidfile {
+        files::write_iid(path, id.context("--iidfile: the output is not an image, so there is no ID")?)?;
+    }
+    if request.quiet {
+        if let Some(id) = id {
+            terminal::print(&format!("{id}\n"))?;
+        }
+    } else if progress.has_reader() {
+        note_raw(&what_next(&plan, &request, loaded, style));
+    }
+    drop(session);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes text that ends its lines itself.
+fn note_raw(text: &str) {
+    if !text.is_empty() {
+        // As with every note: that it can't be written is no reason to fail.
+        _ = std::io::stderr().lock().write_all(text.as_bytes());
+    }
+}
+
+/// Shows what a daemon has to say about this machine, once for as long as it stays the same.
+fn show_notices(connection: &Connection, status: &StatusResponse) {
+    if status.notices.is_empty() {
+        return;
+    }
+    let text = status.notices.join("\n");
+    let seen = connection.root.as_ref().map(|root| root.join("notices-shown"));
+    if seen.as_ref().is_some_and(|path| std::fs::read_to_string(path).is_ok_and(|before| before == text)) {
+        return;
+    }
+    for notice in &status.notices {
+        terminal::note(&format!("note: {}", filter::plain_text(notice)));
+    }
+    if let Some(path) = seen {
+        // Where it can't be remembered, it is shown again.
+        _ = std::fs::write(path, text);
+    }
+}
+
+/// Hands the directories over to a daemon of this machine. Without that, they go over the wire.
+async fn hand_over(socket: &str, session: &str, dirs: &BTreeMap<String, client::LocalDir>) {
+    use std::os::fd::AsFd as _;
+    let (socket, session, dirs) = (std::path::PathBuf::from(socket), session.to_owned(), dirs.clone());
+    let handing = tokio::task::spawn_blocking(move || {
+        let list: Vec<_> = dirs.iter().map(|(name, dir)| (name.as_str(), dir.as_fd())).collect();
+        descriptors::hand_over(&socket, &session, &list)
+    });
+    if !matches!(handing.await, Ok(Ok(()))) && std::env::var_os("BUD_DEBUG").is_some() {
+        terminal::note("directories go over the wire");
+    }
+}
+
+fn lost(connection: &Connection, message: &str) -> String {
+    let mut text = format!("the daemon at {} is gone in the middle of the build ({message})", connection.address);
+    if let Some(log) = &connection.log {
+        text.push_str(&format!("\nits log is {}{}", log.display(), spawn::last_lines(log)));
+    }
+    text
+}
+
+fn built_line(progress: &Progress, request: &BuildRequest) -> String {
+    let (all, _, cached) = progress.model.counts();
+    let time = seconds_text(now().saturating_sub(progress.began));
+    let steps = match (all, cached) {
+        (0, _) => String::new(),
+        (all, cached) if all == cached => format!(", all {all} steps cached"),
+        (1, _) => ", 1 step".into(),
+        (all, 0) => format!(", {all} steps"),
+        (all, cached) => format!(", {all} steps, {cached} cached"),
+    };
+    let what = match request.tags.first() {
+        Some(tag) => format!("built {}", familiar(tag)),
+        None => "built".into(),
+    };
+    format!(" {} {what} in {time}{steps}", progress.style.done())
+}
+
+/// Returns a name as people type it.
+fn familiar(name: &str) -> String {
+    bud_image::ImageRef::parse(name).map_or_else(|_| name.to_owned(), |reference| reference.familiar())
+}
+
+/// Loads the daemon's image into Docker or Podman, unless it is there.
+async fn load(
+    connection: &Connection,
+    loader: Loader,
+    request: &BuildRequest,
+    response: &BTreeMap<String, String>,
+    progress: &Progress,
+) -> Result<Loader> {
+    let began = now();
+    let shown = loader.shown();
+    let ids: Vec<&str> = ["containerimage.config.digest", "containerimage.digest"]
+        .iter()
+        .filter_map(|key| response.get(*key).map(String::as_str))
+        .collect();
+    for name in &request.tags {
+        if loader.has(&familiar(name), &ids).await {
+            continue;
+        }
+        let request = SaveImageRequest { name: name.clone(), skip_layers: loader.chains().await };
+        let mut archive = connection
+            .bud()
+            .save_image(request)
+            .await
+            .map_err(super::told)
+            .with_context(|| format!("reading the image for {shown}"))?
+            .into_inner();
+        let (pieces, queue) = mpsc::channel(8);
+        let feeding = async move {
+            let mut size = 0_i64;
+            while let Some(piece) = archive.message().await.map_err(super::told)? {
+                size = size.saturating_add(i64::try_from(piece.data.len()).unwrap_or(i64::MAX));
+                if pieces.send(piece.data).await.is_err() {
+                    break;
+                }
+            }
+            anyhow::Ok(size)
+        };
+        let (fed, loaded) = tokio::join!(feeding, loader.load(queue));
+        let failed = || format!("the image is built and kept, but not loaded into {shown}");
+        let size = fed.with_context(failed)?;
+        loaded.with_context(failed)?;
+        if progress.has_reader() {
+            let time = seconds_text(now().saturating_sub(began));
+            terminal::note(&format!(" {} loaded into {shown} in {time}, {}", progress.style.done(), bytes_text(size)));
+        }
+    }
+    Ok(loader)
+}
+
+/// Says what was made and what to type next.
+fn what_next(plan: &Exports, request: &BuildRequest, loaded: Option<Loader>, style: Style) -> String {
+    let mut out = String::new();
+    let mut say = |line: String| {
+        out.push_str("   ");
+        out.push_str(&line);
+        out.push('\n');
+    };
+    let name = request.tags.first().map(|tag| familiar(tag));
+    for output in &plan.outputs {
+        match (&output.dest, output) {
+            (Dest::Dir { path, .. }, _) => say(format!("files are in {}", path.display())),
+            (Dest::File(path), Output { kind, .. }) => say(format!("{kind} archive: {}", path.display())),
+            (Dest::Daemon, Output { attrs, .. }) if attrs.get("push").is_some_and(|push| push == "true") => {
+                for name in attrs.get("name").map(|names| names.split(',')).into_iter().flatten() {
+                    say(format!("pushed {}", familiar(name)));
+                }
+            }
+            _ => {}
+        }
+    }
+    let loader = loaded.or_else(|| plan.loader.clone());
+    match (loader, name) {
+        (Some(loader), Some(name)) => say(format!("run it:  {} run --rm {name}", loader.command())),
+        (Some(loader), None) => say(format!("it is in {}, without a name (-t gives it one)", loader.shown())),
+        (None, Some(name)) if plan.kept => {
+            say(style.faint("the image is in bud's store; next:"));
+            say(format!("FROM {name}                           build on it"));
+            say(format!("bud -t {name} -o type=docker,dest=image.tar …   save it for docker load or podman load"));
+            say(format!("bud -t REGISTRY/{name} --push …       push it"));
+        }
+        (None, _) if !plan.kept && request.outputs.is_empty() => {
+            say("this BuildKit keeps no images; take it out with --push, or -o type=docker,dest=image.tar".into());
+        }
+        (None, None) if plan.kept => say(style.faint("it has no name: -t NAME keeps it, -o FOLDER writes its files")),
+        _ => {}
+    }
+    out
+}

@@ -1,0 +1,7 @@
+//! Where results go on this side: files, Docker, Podman.
+
+pub mod docker;
+pub mod docker_config;
+pub mod files;
+pub mod load;
+pub mod spec;
