@@ -6,4 +6,5 @@
 #![forbid(unsafe_code)]
 
 pub mod codec;
+pub mod registry;
 pub mod tar;

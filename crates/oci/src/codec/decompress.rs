@@ -17,11 +17,14 @@ const CHUNK: usize = 256 << 10;
 /// Chunks on their way from the decoding thread.
 const QUEUE: usize = 4;
 
+/// A stream with its first bytes put back.
+pub type Whole<R> = Chain<Cursor<Vec<u8>>, R>;
+
 /// Tells a stream's compression, and returns it whole again.
 ///
 /// # Errors
 /// The stream fails.
-pub fn detect_start<R: Read>(mut input: R) -> std::io::Result<(Compression, Chain<Cursor<Vec<u8>>, R>)> {
+pub fn detect_start<R: Read>(mut input: R) -> std::io::Result<(Compression, Whole<R>)> {
     let mut head = Vec::new();
     (&mut input).take(512).read_to_end(&mut head)?;
     Ok((Compression::detect(&head), Cursor::new(head).chain(input)))

@@ -2,8 +2,11 @@
 
 use super::header::Time;
 
+/// A key and its value.
+type Record<'a> = (&'a [u8], &'a [u8]);
+
 /// Splits records; the text of the error says what is wrong.
-pub(super) fn records(mut data: &[u8]) -> Result<Vec<(&[u8], &[u8])>, String> {
+pub(super) fn records(mut data: &[u8]) -> Result<Vec<Record<'_>>, String> {
     let mut found = Vec::new();
     // Some writers fill the rest of the last block's share with NUL.
     while !data.is_empty() && data.iter().any(|b| *b != 0) {
