@@ -108,7 +108,7 @@ pub fn full_name(name: &str) -> Result<String, BuildError> {
 /// An archive, piece by piece.
 pub type Archive = Pin<Box<dyn Stream<Item = Result<Bytes, BuildError>> + Send>>;
 
-/// Streams an image as a Docker archive, without the layers (by diff ID) that the receiver has.
+/// Streams an image as a Docker archive, without the layers (by chain ID) that the receiver has.
 ///
 /// # Errors
 /// There is no such image.

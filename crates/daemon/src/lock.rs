@@ -86,7 +86,10 @@ impl Lock {
                     (&file).take(4096).read_to_string(&mut text).map_err(io)?;
                     let running: Running = serde_json::from_str(&text).unwrap_or_default();
                     // One that listens is not leaving.
-                    let listens = running.address.strip_prefix("unix://").is_some_and(|p| Path::new(p).exists());
+                    let listens = running
+                        .address
+                        .strip_prefix("unix://")
+                        .is_some_and(|p| std::os::unix::net::UnixStream::connect(p).is_ok());
                     if listens || Instant::now() >= deadline {
                         return Err(LockError::Held { root: root.to_owned(), running });
                     }
@@ -118,7 +121,7 @@ mod tests {
     fn a_second_daemon_is_kept_out_and_told_of_the_first() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("s");
-        std::fs::write(&socket, "").unwrap();
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
         let mut lock = Lock::take(dir.path()).unwrap();
         let running = Running { address: format!("unix://{}", socket.display()), pid: 7, version: "1".into() };
         lock.announce(&running).unwrap();

@@ -22,6 +22,13 @@ const MAX_EXPORTERS: usize = 64;
 
 type Response = BTreeMap<String, String>;
 
+/// An exporter of a request.
+struct Asked {
+    exporter: Exporter,
+    kind: String,
+    attrs: BTreeMap<String, String>,
+}
+
 /// Runs a build.
 ///
 /// # Errors
@@ -52,7 +59,7 @@ pub async fn solve(daemon: &Arc<Daemon>, request: SolveRequest) -> Result<SolveR
         request: Request {
             frontend: request.frontend.clone(),
             attrs: request.frontend_attrs.clone().into_iter().collect(),
-            exporters: exporters.iter().map(|(_, kind, attrs)| (kind.clone(), attrs.clone())).collect(),
+            exporters: exporters.iter().map(|e| (e.kind.clone(), e.attrs.clone())).collect(),
         },
         said: std::sync::Mutex::default(),
     });
@@ -104,7 +111,7 @@ async fn run(
     build: &Arc<Build>,
     request: &SolveRequest,
     returned: Option<tokio::sync::oneshot::Receiver<Result<BuildResult, BuildError>>>,
-    exporters: &[(Exporter, String, BTreeMap<String, String>)],
+    exporters: &[Asked],
 ) -> Result<Response, BuildError> {
     let work = async {
         let result = match returned {
@@ -151,7 +158,7 @@ async fn gone(build: &Build) {
     }
 }
 
-fn parse_exporters(request: &SolveRequest) -> Result<Vec<(Exporter, String, BTreeMap<String, String>)>, BuildError> {
+fn parse_exporters(request: &SolveRequest) -> Result<Vec<Asked>, BuildError> {
     let mut asked: Vec<(String, BTreeMap<String, String>)> =
         request.exporters.iter().map(|e| (e.r#type.clone(), e.attrs.clone().into_iter().collect())).collect();
     if asked.is_empty() && !request.exporter_deprecated.is_empty() {
@@ -168,7 +175,10 @@ fn parse_exporters(request: &SolveRequest) -> Result<Vec<(Exporter, String, BTre
             attrs.entry("source-date-epoch".into()).or_insert_with(|| epoch.clone());
         }
     }
-    asked.into_iter().map(|(kind, attrs)| Ok((exporter::parse(&kind, &attrs)?, kind, attrs))).collect()
+    asked
+        .into_iter()
+        .map(|(kind, attrs)| Ok(Asked { exporter: exporter::parse(&kind, &attrs)?, kind, attrs }))
+        .collect()
 }
 
 fn check_caches(request: &SolveRequest) -> Result<(), BuildError> {
@@ -190,18 +200,14 @@ fn check_caches(request: &SolveRequest) -> Result<(), BuildError> {
 }
 
 /// Makes the files of a result and hands them to the exporters.
-async fn export(
-    build: &Arc<Build>,
-    exporters: &[(Exporter, String, BTreeMap<String, String>)],
-    result: &BuildResult,
-) -> Result<Response, BuildError> {
+async fn export(build: &Arc<Build>, exporters: &[Asked], result: &BuildResult) -> Result<Response, BuildError> {
     // Without an exporter the result is made all the same.
     let values = try_join_all(result.refs.iter().map(|(_, reference)| build.files(reference))).await?;
     if exporters.is_empty() {
         return Ok(Response::new());
     }
     let exportable = Arc::new(exportable(build, result, values).await?);
-    let exports = exporters.iter().enumerate().map(|(number, (exporter, ..))| {
+    let exports = exporters.iter().enumerate().map(|(number, Asked { exporter, .. })| {
         let exportable = Arc::clone(&exportable);
         async move {
             let id = format!("{}-export-{number}", build.session);

@@ -41,7 +41,8 @@ impl OciExporter {
     }
 }
 
-/// Streams a named image of our store as a Docker archive. Layers whose diff IDs are in `skip` are named in it, but their tars are left out.
+/// Streams a named image of our store as a Docker archive. Layers whose chain IDs are in `skip` are named in it, but
+/// their tars are left out.
 ///
 /// # Errors
 /// There is no such image, or a layer can't be read.

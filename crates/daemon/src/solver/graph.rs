@@ -29,7 +29,7 @@ pub enum Kind {
     /// Brings files from outside.
     Source(pb::SourceOp),
     /// Runs a process.
-    Exec(pb::ExecOp),
+    Exec(Box<pb::ExecOp>),
     /// Changes files.
     File(pb::FileOp),
     /// Puts trees on one another.
@@ -185,7 +185,7 @@ fn vertex(digest: &str, op: &pb::Op, inputs: Vec<Edge>, definition: &pb::Definit
     let kind = match op.op.clone() {
         None => return Err(at(digest, "the op does nothing (no kind)")),
         Some(Op::Source(op)) => Kind::Source(op),
-        Some(Op::Exec(op)) => Kind::Exec(op),
+        Some(Op::Exec(op)) => Kind::Exec(Box::new(op)),
         Some(Op::File(op)) => Kind::File(op),
         Some(Op::Merge(op)) => Kind::Merge(op),
         Some(Op::Diff(op)) => Kind::Diff(op),
@@ -377,11 +377,11 @@ mod tests {
         let cases: Vec<(pb::Definition, &str)> = vec![
             (pb::Definition { def: vec![llb::encode_op(&s)], ..Default::default() }, "invalid LLB with 1 vertexes"),
             (pb::Definition { def: vec![vec![0xff; 20], terminal(&d, 0)], ..Default::default() }, "can't be read"),
-            (definition(&[nothing.clone()], (&digest(&nothing), 0)), "does nothing"),
-            (definition(&[s.clone()], (&unknown, 0)), "is not in the definition"),
-            (definition(&[s.clone()], ("", 0)), "is not in the definition"),
-            (definition(&[s.clone()], (&d, -1)), "output -1"),
-            (definition(&[s.clone()], (&d, 1 << 31)), "output 2147483648"),
+            (definition(std::slice::from_ref(&nothing), (&digest(&nothing), 0)), "does nothing"),
+            (definition(std::slice::from_ref(&s), (&unknown, 0)), "is not in the definition"),
+            (definition(std::slice::from_ref(&s), ("", 0)), "is not in the definition"),
+            (definition(std::slice::from_ref(&s), (&d, -1)), "output -1"),
+            (definition(std::slice::from_ref(&s), (&d, 1 << 31)), "output 2147483648"),
             (
                 definition(&[s.clone(), merge(&[(&d, 1), (&d, 0)])], (&digest(&merge(&[(&d, 1), (&d, 0)])), 0)),
                 "output 1",

@@ -137,7 +137,7 @@ async fn digest(build: &Arc<Build>, value: Value, selections: Vec<Selection>) ->
         let mut text = String::new();
         for selection in &selections {
             let digest = content::digest(&store, opened.source(), selection, &Stop(&cancel)).map_err(|e| match e {
-                FileOpError::NotFound { path } => BuildError::not_found(format!("{path:?}: not found")),
+                FileOpError::NotFound { path } => BuildError::other(format!("{path:?}: not found")),
                 other => file_error(other),
             });
             text.push_str(&digest.map_err(|e| e.context("failed to compute cache key"))?.to_string());

@@ -287,7 +287,7 @@ pub(super) async fn secret_data(cx: &OpCx, id: &str, optional: bool) -> Result<O
     match asked.await {
         Ok(data) => Ok(Some(data)),
         Err(error) if error.is_not_found() && optional => Ok(None),
-        Err(error) if error.is_not_found() => Err(BuildError::not_found(format!("secret {id}: not found"))),
+        Err(error) if error.is_not_found() => Err(BuildError::other(format!("secret {id}: not found"))),
         Err(error) => Err(session_error(error).context(format!("secret {id}"))),
     }
 }
