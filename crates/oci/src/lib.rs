@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod auth_config;
 pub mod codec;
 pub mod registry;
 pub mod tar;
