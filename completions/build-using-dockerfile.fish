@@ -25,7 +25,7 @@ function __fish_build_using_dockerfile_using_subcommand
 end
 
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_needs_command" -s t -l tag -d 'Name for the image, as name:tag (repeatable)' -r
-complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_needs_command" -s f -l file -d 'The Dockerfile; `-` reads it from stdin [default: PATH/Dockerfile]' -r
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_needs_command" -s f -l file -d 'The Dockerfile; `-` reads it from stdin [default: PATH/Dockerfile]' -r -F
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_needs_command" -l target -d 'The stage to build [default: the last]' -r
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_needs_command" -l build-arg -d 'Value for an ARG; without `=`, this environment\'s (repeatable)' -r
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_needs_command" -l build-context -d 'Another context by name: a directory, docker-image://, oci-layout://, a URL, or target:STAGE (repeatable)' -r
@@ -79,7 +79,7 @@ complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_needs_comma
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_needs_command" -a "daemon" -d 'Run the daemon in the foreground, or start, stop and look at the one in the background'
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_needs_command" -a "completions" -d 'Write the shell completions into a folder'
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand build" -s t -l tag -d 'Name for the image, as name:tag (repeatable)' -r
-complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand build" -s f -l file -d 'The Dockerfile; `-` reads it from stdin [default: PATH/Dockerfile]' -r
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand build" -s f -l file -d 'The Dockerfile; `-` reads it from stdin [default: PATH/Dockerfile]' -r -F
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand build" -l target -d 'The stage to build [default: the last]' -r
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand build" -l build-arg -d 'Value for an ARG; without `=`, this environment\'s (repeatable)' -r
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand build" -l build-context -d 'Another context by name: a directory, docker-image://, oci-layout://, a URL, or target:STAGE (repeatable)' -r
@@ -168,7 +168,7 @@ complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subco
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand prune" -s v -l verbose -d 'Show each record that is removed'
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand prune" -s h -l help -d 'Print help'
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l addr -d 'Address to listen on: unix:///path or tcp://host:port (repeatable)' -r
-complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l root -d 'Directory of the state [default: $XDG_DATA_HOME/bud]' -r -F
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l root -d 'Directory of the state [default: $XDG_DATA_HOME/bud]' -r -f -a "(__fish_complete_directories)"
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l config -d 'buildkitd.toml [default: ~/.config/buildkit/buildkitd.toml, for root /etc/buildkit/buildkitd.toml]' -r -F
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l idle-timeout -d 'Exit after this long with nothing to do, such as 30m; 0: never [default: 0, started by a build 30m]' -r
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l allow-insecure-entitlement -d 'Entitlement that builds may be granted: network.host, security.insecure (repeatable)' -r

@@ -77,13 +77,13 @@ pub struct ConnectArgs {
     )]
     pub buildkit_addr: Option<String>,
     /// CA certificate that the daemon's must be signed by (tcp://)
-    #[arg(long, value_name = "FILE", help_heading = "Daemon")]
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, help_heading = "Daemon")]
     pub tlscacert: Option<std::path::PathBuf>,
     /// Client certificate (tcp://)
-    #[arg(long, value_name = "FILE", help_heading = "Daemon", requires = "tlskey")]
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, help_heading = "Daemon", requires = "tlskey")]
     pub tlscert: Option<std::path::PathBuf>,
     /// Client key (tcp://)
-    #[arg(long, value_name = "FILE", help_heading = "Daemon", requires = "tlscert")]
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, help_heading = "Daemon", requires = "tlscert")]
     pub tlskey: Option<std::path::PathBuf>,
     /// Name that the daemon's certificate must carry, if it isn't the address's host (tcp://)
     #[arg(long, value_name = "NAME", help_heading = "Daemon")]

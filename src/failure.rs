@@ -9,6 +9,8 @@ use std::fmt::Write as _;
 const LOG_LINES: usize = 20;
 /// Lines around the one that is marked.
 const AROUND: usize = 2;
+/// Longer lines are cut.
+const LINE_WIDTH: usize = 400;
 /// At most so many lines of a Dockerfile are shown for one place.
 const PLACE_LINES: usize = 20;
 
@@ -28,8 +30,28 @@ pub fn render(error: &BuildError, model: &Model, style: Style, with_log: bool) -
             shown.push(text);
         }
     }
-    let message = filter::plain_text(error.message.trim_end());
+    let message = filter::plain_text(without_codes(error.message.trim_end()).as_str());
     _ = writeln!(out, "{} {message}", style.red("error:"));
+    out
+}
+
+/// Takes out what gRPC libraries put before the words of an error that passed through them.
+fn without_codes(message: &str) -> String {
+    let mut out = String::with_capacity(message.len());
+    let mut rest = message;
+    while let Some(at) = rest.find("rpc error: code = ") {
+        let (before, after) = rest.split_at(at);
+        out.push_str(before);
+        let code = after["rpc error: code = ".len()..].trim_start_matches(|c: char| c.is_ascii_alphabetic());
+        match code.strip_prefix(" desc = ") {
+            Some(words) => rest = words,
+            None => {
+                out.push_str("rpc error: code = ");
+                rest = &after["rpc error: code = ".len()..];
+            }
+        }
+    }
+    out.push_str(rest);
     out
 }
 
@@ -81,6 +103,7 @@ fn place_text(place: &SourcePlace, style: Style) -> String {
     for number in from..=to {
         let is_marked = marked.iter().any(|&(start, end)| (start..=end).contains(&number));
         let line = filter::name(lines[number - 1].trim_end());
+        let line = console::truncate_str(&line, LINE_WIDTH, "…");
         let mark = if is_marked { style.red(">>>") } else { "   ".into() };
         let line = format!("{number:4} | {mark} {line}");
         _ = writeln!(out, "{}", line.trim_end());
@@ -147,6 +170,18 @@ mod tests {
             .with(Detail::Vertex("sha256:r".into()))
             .with(Detail::Exit(3));
         insta::assert_snapshot!(render(&error, &model, BARE, true));
+    }
+
+    #[test]
+    fn codes_of_the_wire_are_not_for_people() {
+        for (message, shown) in [
+            ("rpc error: code = Internal desc = disk full", "disk full"),
+            ("solving: rpc error: code = Unknown desc = rpc error: code = NotFound desc = x", "solving: x"),
+            ("rpc error: code = ", "rpc error: code = "),
+            ("plain", "plain"),
+        ] {
+            assert_eq!(without_codes(message), shown);
+        }
     }
 
     #[test]

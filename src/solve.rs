@@ -17,6 +17,8 @@ use tonic::Status;
 
 /// After the build's answer, its progress is waited for this long.
 const STATUS_GRACE: Duration = Duration::from_secs(3);
+/// After an error, which may have come before there was any progress, it is waited for this long.
+const ERROR_GRACE: Duration = Duration::from_millis(500);
 /// Elapsed times move this often.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -44,6 +46,8 @@ pub async fn run(
 ) -> Result<BTreeMap<String, String>, Failure> {
     let (events, mut inbox) = mpsc::channel(64);
     let watching = tokio::spawn(watch(connection.clone(), build_ref.to_owned(), events));
+    // Asked for first, the progress can't miss a build that is done at once.
+    tokio::task::yield_now().await;
     let solving = solve(connection, session, request, exporters, attrs, build_ref);
     tokio::pin!(solving);
     let mut ticks = tokio::time::interval(TICK);
@@ -56,8 +60,9 @@ pub async fn run(
     while answer.is_none() || !watched {
         tokio::select! {
             result = &mut solving, if answer.is_none() => {
+                let patience = if result.is_ok() { STATUS_GRACE } else { ERROR_GRACE };
                 answer = Some(result);
-                grace.as_mut().reset(tokio::time::Instant::now() + STATUS_GRACE);
+                grace.as_mut().reset(tokio::time::Instant::now() + patience);
             }
             event = inbox.recv(), if !watched => match event {
                 Some(event) => progress.update(&event),

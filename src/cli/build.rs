@@ -1,7 +1,7 @@
 //! The flags of a build, with `docker build`'s meaning.
 
 use super::ConnectArgs;
-use clap::{Args, ValueEnum};
+use clap::{Args, ValueEnum, ValueHint};
 use std::path::PathBuf;
 
 /// Heading of the flags that say what is built.
@@ -37,14 +37,14 @@ pub enum ProgressMode {
 #[derive(Debug, Clone, Default, Args)]
 pub struct BuildArgs {
     /// The build context: a directory, `-` for a Dockerfile or a tar on stdin, or a Git or HTTP URL
-    #[arg(value_name = "PATH|URL|-", allow_hyphen_values = false)]
+    #[arg(value_name = "PATH|URL|-", value_hint = ValueHint::DirPath)]
     pub context: Option<String>,
 
     /// Name for the image, as name:tag (repeatable)
     #[arg(short, long, value_name = "NAME", help_heading = RESULT)]
     pub tag: Vec<String>,
     /// The Dockerfile; `-` reads it from stdin [default: PATH/Dockerfile]
-    #[arg(short, long, value_name = "FILE", allow_hyphen_values = true, help_heading = WHAT)]
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath, allow_hyphen_values = true, help_heading = WHAT)]
     pub file: Option<String>,
     /// The stage to build [default: the last]
     #[arg(long, value_name = "STAGE", help_heading = WHAT)]
@@ -73,10 +73,10 @@ pub struct BuildArgs {
     #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", hide_default_value = true, hide_possible_values = true, value_name = "BOOL", help_heading = RESULT)]
     pub push: bool,
     /// Write the image's ID to a file
-    #[arg(long, value_name = "FILE", help_heading = RESULT)]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = RESULT)]
     pub iidfile: Option<PathBuf>,
     /// Write what was made (digests, names) to a file as JSON
-    #[arg(long, value_name = "FILE", help_heading = RESULT)]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = RESULT)]
     pub metadata_file: Option<PathBuf>,
 
     /// Run every step anew

@@ -1,7 +1,7 @@
 //! `bud daemon`: the daemon in the foreground with buildkitd's flags, and the commands for the one in the background.
 
 use super::ConnectArgs;
-use clap::{ArgAction, Args, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Subcommand, ValueEnum, ValueHint};
 use std::path::PathBuf;
 
 /// `bud daemon`.
@@ -97,10 +97,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "ADDRESS")]
     pub addr: Vec<String>,
     /// Directory of the state [default: $XDG_DATA_HOME/bud]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub root: Option<PathBuf>,
     /// buildkitd.toml [default: ~/.config/buildkit/buildkitd.toml, for root /etc/buildkit/buildkitd.toml]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
     /// More in the log
     #[arg(long, action = ArgAction::SetTrue)]
@@ -113,13 +113,13 @@ pub struct RunArgs {
     pub allow_insecure_entitlement: Vec<String>,
 
     /// Certificate
-    #[arg(long, value_name = "FILE", help_heading = TCP, requires = "tlskey")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = TCP, requires = "tlskey")]
     pub tlscert: Option<PathBuf>,
     /// Key of the certificate
-    #[arg(long, value_name = "FILE", help_heading = TCP, requires = "tlscert")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = TCP, requires = "tlscert")]
     pub tlskey: Option<PathBuf>,
     /// CA that clients' certificates must be signed by
-    #[arg(long, value_name = "FILE", help_heading = TCP)]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = TCP)]
     pub tlscacert: Option<PathBuf>,
     /// Listen on TCP without client certificates: whoever reaches the port can build and read this user's builds
     #[arg(long, help_heading = TCP)]

@@ -25,6 +25,9 @@ pub async fn list(args: ImagesArgs) -> Result<ExitCode> {
         table(&rows)
     };
     terminal::print(&text)?;
+    if images.is_empty() && !args.json && !args.quiet {
+        terminal::note("no images yet: `bud -t NAME .` makes one");
+    }
     Ok(ExitCode::SUCCESS)
 }
 

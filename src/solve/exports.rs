@@ -92,7 +92,11 @@ pub async fn plan(request: &BuildRequest, ours: bool) -> Result<Exports> {
                 file(Arc::new(TarFile(path.clone())))
             }
             Dest::Dir { path, mirror } => {
-                ensure!(!path.is_file(), "--output: {} is a file; the result is a folder", path.display());
+                ensure!(
+                    path.is_dir() || !path.exists(),
+                    "--output: {} is not a folder, which the result is",
+                    path.display()
+                );
                 ExportTarget::Directory { path: path.clone(), delete: *mirror }
             }
             Dest::Load => {
