@@ -89,6 +89,16 @@ impl History {
         self.dir.join(Digest::of(id).hex())
     }
 
+    /// Returns where the whole output of a step goes.
+    #[must_use]
+    pub fn step_log(&self, build: &str, vertex: &str) -> PathBuf {
+        self.steps(build).join(Digest::of(vertex).hex())
+    }
+
+    fn steps(&self, build: &str) -> PathBuf {
+        self.log_file(build).with_extension("steps")
+    }
+
     /// Follows what happens from now on.
     #[must_use]
     pub fn follow(&self) -> broadcast::Receiver<BuildHistoryEvent> {
@@ -160,6 +170,12 @@ impl History {
         });
         if let Err(error) = std::fs::remove_file(self.log_file(id)) {
             tracing::debug!(%error, build = id, "the build's log can't be removed");
+        }
+        match std::fs::remove_dir_all(self.steps(id)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(%error, build = id, "the output of the build's steps can't be removed");
+            }
+            _ => {}
         }
         removed
     }

@@ -160,15 +160,39 @@ impl Store {
         Ok(Record { id: RecordId(id), key: *key, outputs: outputs.to_vec(), meta: meta.to_owned(), pin })
     }
 
-    /// Lets another key lead to a record.
+    /// Lets another key lead to a record, unless it leads to one already.
     ///
     /// # Errors
     /// The database fails.
     pub fn alias(&self, key: &CacheKey, record: RecordId) -> Result<(), StoreError> {
         self.database()
-            .prepare_cached("INSERT OR REPLACE INTO aliases SELECT ?1, id FROM records WHERE id = ?2 AND key <> ?1")?
+            .prepare_cached(
+                "INSERT OR REPLACE INTO aliases SELECT ?1, id FROM records
+                 WHERE id = ?2 AND NOT EXISTS (SELECT 1 FROM records WHERE key = ?1)",
+            )?
             .execute(params![key.as_bytes(), record.0])?;
         Ok(())
+    }
+
+    /// Lets another key lead to a record, whatever it led to before: a newer result takes an older one's place.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn redirect(&self, key: &CacheKey, record: RecordId) -> Result<(), StoreError> {
+        {
+            let db = self.database();
+            let transaction = db.unchecked_transaction()?;
+            transaction
+                .prepare_cached(
+                    "DELETE FROM aliases WHERE record IN (SELECT id FROM records WHERE key = ?1 AND id <> ?2)",
+                )?
+                .execute(params![key.as_bytes(), record.0])?;
+            transaction
+                .prepare_cached("DELETE FROM records WHERE key = ?1 AND id <> ?2")?
+                .execute(params![key.as_bytes(), record.0])?;
+            transaction.commit()?;
+        }
+        self.alias(key, record)
     }
 }
 

@@ -44,7 +44,14 @@ where
 {
     let (sender, receiver) = mpsc::channel(QUEUE);
     tokio::spawn(feed(sender));
-    let mut response = Response::new(Box::pin(ReceiverStream::new(receiver)) as Messages<T>);
+    respond(ReceiverStream::new(receiver))
+}
+
+/// Answers with a stream, and our clock.
+fn respond<T: Send + 'static>(
+    messages: impl Stream<Item = Result<T, Status>> + Send + 'static,
+) -> Response<Messages<T>> {
+    let mut response = Response::new(Box::pin(messages) as Messages<T>);
     let now = jiff::Timestamp::try_from(SystemTime::now()).unwrap_or_default().to_string();
     if let Ok(now) = now.parse() {
         response.metadata_mut().insert(CLOCK, now);
@@ -77,15 +84,13 @@ impl Control for ControlService {
             }
             return Err(BuildError::not_found(format!("no such job {id}")).into());
         };
-        let mut follower = build.progress.follow();
+        let follower = build.progress.follow();
         drop(build);
-        Ok(stream(|sender| async move {
-            while let Some(next) = follower.next().await {
-                if sender.send(next.map_err(|e| Status::internal(format!("build log: {e}")))).await.is_err() {
-                    return;
-                }
-            }
-        }))
+        // Read when the client takes it: one that never reads costs nothing.
+        Ok(respond(futures_util::stream::unfold(follower, |mut follower| async move {
+            let next = follower.next().await?;
+            Some((next.map_err(|e| Status::internal(format!("build log: {e}"))), follower))
+        })))
     }
 
     type SessionStream = bud_session::daemon::SessionStream;
@@ -239,7 +244,7 @@ async fn replay(
     };
     while offset < log.len() {
         let message = log
-            .read(offset, 1 << 20)
+            .read(offset, 256 << 10)
             .and_then(|(bytes, next)| {
                 offset = next;
                 StatusResponse::decode(bytes.as_slice()).map_err(std::io::Error::other)

@@ -113,6 +113,9 @@ async fn run(
     returned: Option<tokio::sync::oneshot::Receiver<Result<BuildResult, BuildError>>>,
     exporters: &[Asked],
 ) -> Result<Response, BuildError> {
+    if request.cache.as_ref().is_some_and(|c| !c.imports.is_empty()) {
+        build.say_once("cache imports are not supported yet: building without them");
+    }
     let work = async {
         let result = match returned {
             Some(returned) => match returned.await {
@@ -183,20 +186,30 @@ fn parse_exporters(request: &SolveRequest) -> Result<Vec<Asked>, BuildError> {
 
 fn check_caches(request: &SolveRequest) -> Result<(), BuildError> {
     let Some(cache) = &request.cache else { return Ok(()) };
-    for entry in cache.exports.iter().chain(&cache.imports) {
+    for entry in &cache.imports {
+        check_cache_type(&entry.r#type)?;
+    }
+    for entry in &cache.exports {
+        check_cache_type(&entry.r#type)?;
         match entry.r#type.as_str() {
-            // An inline cache is a matter of the image; to import what isn't there is no error.
             "inline" => {}
             "registry" | "local" | "gha" | "s3" | "azblob" => {
                 return Err(BuildError::new(
                     tonic::Code::Unimplemented,
-                    format!("cache type {:?} is not supported by this daemon yet", entry.r#type),
+                    format!("cache export of type {:?} is not supported by this daemon yet", entry.r#type),
                 ));
             }
-            other => return Err(BuildError::invalid(format!("unknown cache type {other:?}"))),
+            _ => {}
         }
     }
     Ok(())
+}
+
+fn check_cache_type(kind: &str) -> Result<(), BuildError> {
+    match kind {
+        "inline" | "registry" | "local" | "gha" | "s3" | "azblob" => Ok(()),
+        other => Err(BuildError::invalid(format!("unknown cache type {other:?}"))),
+    }
 }
 
 /// Makes the files of a result and hands them to the exporters.

@@ -16,6 +16,7 @@ use crate::value::Value;
 use bud_image::{Digest, Platform};
 use bud_protocol::errors::BuildError;
 use bud_store::content::Selection;
+use std::path::PathBuf;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
@@ -34,6 +35,8 @@ pub struct OpCx {
     pub platform: Platform,
     /// What the build may do.
     pub entitlements: Entitlements,
+    /// Where the whole output goes, if it is too long to be told (without `.1.zst` or `.2.zst`).
+    pub log_file: PathBuf,
 }
 
 /// An op's outputs by number; `None` for one that it doesn't have.

@@ -262,7 +262,7 @@ pub struct Follower {
 }
 
 /// At most so many bytes of events go into one message.
-const MESSAGE: usize = 1 << 20;
+const MESSAGE: usize = 256 << 10;
 /// Events that come faster than this are put together.
 const PACE: std::time::Duration = std::time::Duration::from_millis(40);
 
@@ -328,7 +328,7 @@ mod tests {
         let (mut vertices, mut bytes) = (Vec::new(), 0);
         while let Some(response) = reader.next().await {
             let response = response.unwrap();
-            assert!(response.encoded_len() < 3 << 20);
+            assert!(response.encoded_len() < 1 << 20);
             bytes += response.logs.iter().map(|l| l.msg.len()).sum::<usize>();
             vertices.extend(response.vertexes);
         }

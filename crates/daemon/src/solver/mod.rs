@@ -336,7 +336,7 @@ async fn make_source(
             () = cx.cancel.cancelled() => Err(BuildError::canceled()),
         };
         let kept = match fetched {
-            Ok(value) => keep(&this.daemon.store, key, &[], vec![Some(value)], &node.vertex().name).await,
+            Ok(value) => keep(&this.daemon.store, node.vertex(), key, &[], vec![Some(value)]).await,
             Err(error) => Err(error),
         };
         cx.progress.ended(&kept);
@@ -380,10 +380,11 @@ async fn run_op(
         cancel: cx.cancel,
         platform: vertex.platform.clone().unwrap_or_else(|| build.daemon.settings.platform()),
         entitlements: build.entitlements.clone(),
+        log_file: build.daemon.history.step_log(&build.id, &vertex.digest),
     };
     cx.progress.started();
     let made = match ops::execute(&op, vertex, inputs).await {
-        Ok(outputs) => keep(&build.daemon.store, key, &also, outputs, &vertex.name).await,
+        Ok(outputs) => keep(&build.daemon.store, vertex, key, &also, outputs).await,
         Err(error) => Err(error),
     };
     cx.progress.ended(&made);
@@ -391,9 +392,10 @@ async fn run_op(
 }
 
 /// Stores what was made under its key.
-async fn keep(store: &Arc<Store>, key: Digest, also: &[Digest], outputs: Outputs, name: &str) -> FlightResult {
+async fn keep(store: &Arc<Store>, vertex: &Vertex, key: Digest, also: &[Digest], outputs: Outputs) -> FlightResult {
     let (store, also) = (Arc::clone(store), also.to_vec());
-    let meta = serde_json::json!({ "name": name }).to_string();
+    let meta = serde_json::json!({ "name": vertex.name }).to_string();
+    let anew = vertex.ignore_cache;
     blocking(move || {
         let mut snapshots = Vec::with_capacity(outputs.len());
         for output in &outputs {
@@ -406,7 +408,9 @@ async fn keep(store: &Arc<Store>, key: Digest, also: &[Digest], outputs: Outputs
         }
         let record = store.put_record(&key, &snapshots, &meta).map_err(store_error)?;
         for other in also {
-            store.alias(&other, record.id).map_err(store_error)?;
+            // What was made although the cache was not to be asked, is newer than what is there.
+            if anew { store.redirect(&other, record.id) } else { store.alias(&other, record.id) }
+                .map_err(store_error)?;
         }
         Ok(outputs_of(record))
     })
@@ -451,7 +455,7 @@ async fn make_nested(
     reporter.ended(&made);
     let outputs = vec![Some(made?)];
     match resolved.key {
-        VertexKey::Fixed(key) => keep(&build.daemon.store, key, &resolved.also, outputs, &vertex.name).await,
+        VertexKey::Fixed(key) => keep(&build.daemon.store, vertex, key, &resolved.also, outputs).await,
         VertexKey::Content => Ok(Arc::new(outputs)),
     }
 }

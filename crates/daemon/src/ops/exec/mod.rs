@@ -213,7 +213,7 @@ async fn run(cx: &OpCx, spec: &ContainerSpec) -> Result<i32, BuildError> {
     let channel = container.into_channel();
     channel.set_nonblocking(true).map_err(|e| io("container", e))?;
     let mut channel = tokio::net::UnixStream::from_std(channel).map_err(|e| io("container", e))?;
-    let pump = output::pump(cx.progress.clone(), stdout, stderr);
+    let pump = output::pump(cx.progress.clone(), cx.log_file.clone(), stdout, stderr);
     let mut pump = std::pin::pin!(pump);
     let mut pumped = false;
     let mut buffer = vec![0; EVENT_MAX];
