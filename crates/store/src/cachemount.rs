@@ -1,6 +1,8 @@
 //! Cache mounts: directories that steps share.
 
+use crate::fileop::{Copy, FileOpError, copy_to_directory};
 use crate::store::{Store, lock, now_ms};
+use crate::tree::Source;
 use crate::{Observer, StoreError};
 use bud_image::Digest;
 use rusqlite::params;
@@ -52,6 +54,22 @@ impl CacheMount {
     #[must_use]
     pub fn path(&self) -> PathBuf {
         self.store.cache_dir().join(&self.dir)
+    }
+
+    /// Copies what is in a directory of a tree into the mount: what a fresh one starts with.
+    ///
+    /// # Errors
+    /// The directory isn't there, or can't be copied.
+    pub fn seed(&self, source: Source<'_>, path: &str, observer: &dyn Observer) -> Result<(), FileOpError> {
+        let copy = Copy {
+            src: path.into(),
+            dest: "/".into(),
+            follow_symlink: true,
+            dir_copy_contents: true,
+            ..Copy::default()
+        };
+        copy_to_directory(&self.store, &self.path(), source, &copy, observer)?;
+        Ok(())
     }
 }
 

@@ -240,14 +240,15 @@ impl Store {
         let now = SystemTime::now();
         let limited = policy.max_used.is_some() || policy.min_free.is_some();
         let mut pruned = Pruned::default();
-        // Children keep their parents: each round removes the oldest of what nothing stands on.
+        // Layers keep what they stand on: each round removes the oldest of what nothing stands on.
         usage.sort_by_key(|u| (u.last_used, std::cmp::Reverse(u.created)));
+        let chains = self.layer_chains()?;
+        let mut stood_on: HashMap<LayerId, usize> = HashMap::new();
+        for id in chains.values().flat_map(Snapshot::layers) {
+            *stood_on.entry(*id).or_default() += 1;
+        }
+        let layer_of = |id: &str| id.strip_prefix("layer:").and_then(|n| n.parse().ok()).map(LayerId);
         loop {
-            let parents: HashSet<&str> = usage
-                .iter()
-                .filter(|u| !u.id.starts_with("blob:"))
-                .flat_map(|u| u.parents.iter().map(String::as_str))
-                .collect();
             let chosen = usage.iter().position(|u| {
                 let over =
                     policy.max_used.is_some_and(|max| used > max) || policy.min_free.is_some_and(|min| free_now < min);
@@ -256,7 +257,7 @@ impl Store {
                 !u.in_use
                     && !u.shared
                     && accepts(u)
-                    && !parents.contains(u.id.as_str())
+                    && layer_of(&u.id).is_none_or(|id| !stood_on.contains_key(&id))
                     && (policy.record_types.is_empty() || policy.record_types.contains(&u.record_type))
                     && !kept_by_age
                     && used.saturating_sub(u.size) >= policy.reserved.min(used)
@@ -265,6 +266,14 @@ impl Store {
             let Some(chosen) = chosen else { break };
             let gone = usage.remove(chosen);
             if self.remove_usage(&gone.id)? {
+                for id in layer_of(&gone.id).and_then(|id| chains.get(&id)).map(Snapshot::layers).unwrap_or_default() {
+                    if let Some(count) = stood_on.get_mut(id) {
+                        *count -= 1;
+                        if *count == 0 {
+                            stood_on.remove(id);
+                        }
+                    }
+                }
                 used = used.saturating_sub(gone.size);
                 free_now = free_now.saturating_add(gone.size);
                 pruned.bytes += gone.size;
@@ -272,6 +281,17 @@ impl Store {
             }
         }
         Ok(pruned)
+    }
+
+    /// Returns what each layer stands on.
+    fn layer_chains(&self) -> Result<HashMap<LayerId, Snapshot>, StoreError> {
+        let db = self.database();
+        let mut statement = db.prepare_cached("SELECT id, parent FROM layers")?;
+        let rows = statement.query_map([], |r| Ok((r.get(0)?, r.get::<_, String>(1)?)))?;
+        rows.map(|row| {
+            row.map_err(StoreError::from).and_then(|(id, parent)| Ok((LayerId(id), Snapshot::from_text(&parent)?)))
+        })
+        .collect()
     }
 
     /// Removes one thing, if nobody took hold of it meanwhile.
@@ -368,20 +388,7 @@ pub(crate) fn drop_dangling(db: &Connection) -> Result<(), StoreError> {
 }
 
 /// Removes what a killed daemon left: directories and files that the database doesn't know, made before this start.
-pub(crate) fn clean_in_background(store: &Arc<Store>, reserved: i64) {
-    let weak = Arc::downgrade(store);
-    let spawned = std::thread::Builder::new().name("clean".into()).spawn(move || {
-        let Some(store) = weak.upgrade() else { return };
-        if let Err(error) = clean(&store, reserved) {
-            tracing::warn!("cleaning the state directory: {error}");
-        }
-    });
-    if let Err(error) = spawned {
-        tracing::warn!("cleaning the state directory: {error}");
-    }
-}
-
-fn clean(store: &Arc<Store>, reserved: i64) -> Result<(), StoreError> {
+pub(crate) fn clean(store: &Arc<Store>, reserved: i64) -> Result<(), StoreError> {
     let names = |dir: &Path| -> Vec<String> {
         let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
         entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect()
@@ -394,6 +401,10 @@ fn clean(store: &Arc<Store>, reserved: i64) -> Result<(), StoreError> {
         if let Ok(id) = name.parse::<i64>()
             && (id > reserved || known("SELECT 1 FROM layers WHERE id = ?", &id)?)
         {
+            let work = store.layers_dir().join(&name).join("work");
+            if id <= reserved && work.exists() {
+                remove_later(&work);
+            }
             continue;
         }
         remove_later(&store.layers_dir().join(name));

@@ -8,6 +8,7 @@ use bud_sandbox::overlay::Overlay;
 use rusqlite::{OptionalExtension, params};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// The number of a layer: the name of its directory.
@@ -157,6 +158,7 @@ impl Store {
             id,
             parent: parent.clone(),
             continues: false,
+            has_work: AtomicBool::new(false),
             has_root_looks: false,
             notes: Mutex::default(),
             pin,
@@ -317,6 +319,7 @@ pub struct LayerDraft {
     dir: PathBuf,
     parent: Snapshot,
     continues: bool,
+    has_work: AtomicBool,
     /// The root's looks came from an archive.
     pub(crate) has_root_looks: bool,
     pub(crate) notes: Mutex<Notes>,
@@ -332,7 +335,7 @@ impl std::fmt::Debug for LayerDraft {
 
 impl LayerDraft {
     fn make_dirs(&self) -> Result<(), StoreError> {
-        for dir in [self.dir.clone(), self.upper(), self.work()] {
+        for dir in [self.dir.clone(), self.upper()] {
             std::fs::create_dir(&dir).map_err(StoreError::io("create", &dir))?;
         }
         self.copy_root_attributes()
@@ -383,7 +386,7 @@ impl LayerDraft {
         self.dir.join("fs")
     }
 
-    /// Returns overlay's work directory.
+    /// Returns overlay's work directory, which is there from the first call of [`LayerDraft::overlay`] on.
     #[must_use]
     pub fn work(&self) -> PathBuf {
         self.dir.join("work")
@@ -397,6 +400,10 @@ impl LayerDraft {
         let mut lowers = self.store.lowers(&self.parent);
         if lowers.is_empty() {
             lowers.push(self.store.empty_dir());
+        }
+        if !self.has_work.swap(true, Ordering::Relaxed) {
+            // If it can't be made, the mount says so.
+            let _made = std::fs::create_dir(self.work());
         }
         Overlay { lowers, upper: Some(self.upper()), work: Some(self.work()), volatile: true }
     }
@@ -436,7 +443,10 @@ impl LayerDraft {
     /// The disk or the database fails; the layer is removed then.
     pub fn commit(mut self, info: &Info) -> Result<(Snapshot, Pin), StoreError> {
         crate::layer::settle(&self).map_err(|e| StoreError::Layer(Box::new(e)))?;
-        crate::prune::remove_tree(&self.work()).map_err(StoreError::io("remove", self.work()))?;
+        if self.has_work.load(Ordering::Relaxed) {
+            // Not here: file systems take milliseconds to remove a directory that was made just now.
+            crate::prune::remove_later(&self.work());
+        }
         let snapshot = self.parent.with(self.id);
         let pin = Pin::locked(&self.store, &mut lock(&self.store.pins), snapshot.layers().to_vec());
         {

@@ -47,13 +47,13 @@ CREATE TABLE builds(ref TEXT PRIMARY KEY, data TEXT NOT NULL, created INTEGER NO
 pub struct Options {
     /// So many bytes stay free on the file system of the state directory.
     pub reserve: u64,
-    /// Removes leftovers in the background at the start.
-    pub clean: bool,
+    /// Removes leftovers in the background at the start, and syncs now and then.
+    pub upkeep: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { reserve: 64 << 20, clean: true }
+        Self { reserve: 64 << 20, upkeep: true }
     }
 }
 
@@ -74,7 +74,7 @@ pub struct Store {
     pub(crate) trees: crate::tree::TreeCache,
     pub(crate) indexes: crate::fileindex::Indexes,
     touched: Mutex<HashMap<LayerId, u32>>,
-    last_sync: AtomicI64,
+    synced_changes: AtomicI64,
 }
 
 struct IdRange {
@@ -141,13 +141,13 @@ impl Store {
             trees: crate::tree::TreeCache::default(),
             indexes: crate::fileindex::Indexes::default(),
             touched: Mutex::default(),
-            last_sync: AtomicI64::new(0),
+            synced_changes: AtomicI64::new(0),
             options,
         });
         store.blobs.attach(&store);
         store.distrust_unsynced()?;
-        if store.options.clean {
-            crate::prune::clean_in_background(&store, reserved);
+        if store.options.upkeep {
+            upkeep_in_background(&store, reserved);
         }
         Ok(store)
     }
@@ -230,8 +230,14 @@ impl Store {
         set_meta(&db, "synced_layers", layers)?;
         set_meta(&db, "synced_blobs", blobs)?;
         db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
-        self.last_sync.store(now_ms(), Ordering::Relaxed);
+        self.synced_changes.store(changes(&db)?, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Syncs if the database was written since the last time.
+    fn sync_changes(&self) -> Result<(), StoreError> {
+        let changes = changes(&self.database())?;
+        if changes == self.synced_changes.load(Ordering::Relaxed) { Ok(()) } else { self.sync() }
     }
 
     /// After a restart of the machine, drops what was not yet synced when it went down.
@@ -363,6 +369,40 @@ impl Store {
     }
 }
 
+/// Counts the rows that were written since the database was opened.
+fn changes(db: &Connection) -> Result<i64, rusqlite::Error> {
+    db.prepare_cached("SELECT total_changes()")?.query_row([], |row| row.get(0))
+}
+
+/// Cleans, and then syncs every half minute while somebody has the store.
+fn upkeep_in_background(store: &Arc<Store>, reserved: i64) {
+    let weak = Arc::downgrade(store);
+    let work = move || {
+        let warn = |what: &str, result: Result<(), StoreError>| {
+            if let Err(error) = result {
+                tracing::warn!("{what} the state directory: {error}");
+            }
+        };
+        if let Some(store) = weak.upgrade() {
+            warn("cleaning", crate::prune::clean(&store, reserved));
+        }
+        for second in 1_u64.. {
+            std::thread::sleep(Duration::from_secs(1));
+            if weak.strong_count() == 0 {
+                return;
+            }
+            if second % 30 == 0
+                && let Some(store) = weak.upgrade()
+            {
+                warn("syncing", store.sync_changes());
+            }
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("upkeep".into()).spawn(work) {
+        tracing::warn!("no thread for the upkeep of the state directory: {error}");
+    }
+}
+
 /// Returns the largest number that a layer directory has.
 fn largest_layer(layers: &Path) -> i64 {
     let Ok(entries) = std::fs::read_dir(layers) else { return 0 };
@@ -429,7 +469,8 @@ fn try_open(path: &Path) -> Result<Connection, StoreError> {
         }
     }
     connection.execute_batch(
-        "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA temp_store=MEMORY; PRAGMA mmap_size=0;",
+        "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA temp_store=MEMORY;
+         PRAGMA wal_autocheckpoint=0;",
     )?;
     Ok(connection)
 }

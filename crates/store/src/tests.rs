@@ -234,6 +234,25 @@ fn prune_takes_what_nobody_holds_oldest_first() {
     wait_until("directories stay", || std::fs::read_dir(fixture.store.root().join("layers")).unwrap().count() == 0);
 }
 
+/// A layer on a merge keeps all that it stands on, not its direct parent alone.
+#[test]
+fn what_a_layer_stands_on_is_kept() {
+    let mut fixture = Fixture::new();
+    let a = fixture.layer(&Snapshot::scratch(), &["a=1"]);
+    let b = fixture.layer(&Snapshot::scratch(), &["b=1"]);
+    let merged = Snapshot::stacked(&[a.clone(), b]);
+    let top = fixture.layer(&merged, &["c=1"]);
+    fixture.store.put_record(&key("top"), &[Some(top.clone())], "").unwrap();
+    fixture.unpin();
+    std::thread::sleep(Duration::from_millis(5));
+    drop(fixture.store.record(&key("top")).unwrap());
+    let pin = fixture.store.pin(&Snapshot::from_layers(vec![top.top().unwrap()])).unwrap();
+    assert_eq!(fixture.store.prune(&PrunePolicy::default()).unwrap().removed.len(), 0);
+    assert_eq!(fixture.list(&top), ["a=1", "b=1", "c=1"]);
+    drop(pin);
+    assert_eq!(fixture.store.prune(&PrunePolicy::default()).unwrap().removed.len(), 3);
+}
+
 #[test]
 fn used_layers_outlive_unused_ones() {
     let mut fixture = Fixture::new();

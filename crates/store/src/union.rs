@@ -193,6 +193,12 @@ impl<'a> Union<'a> {
         Ok(Self { root, notes: &draft.notes, has_lower: false, notes_implied: true })
     }
 
+    /// Makes a union of a plain directory.
+    pub(crate) fn of_directory(dir: OwnedFd, notes: &'a Mutex<Notes>) -> Self {
+        let root = UnionDir { upper: Some(Arc::new(dir)), lower: None, path: Vec::new() };
+        Self { root, notes, has_lower: false, notes_implied: false }
+    }
+
     pub(crate) fn notes(&self) -> &'a Mutex<Notes> {
         self.notes
     }

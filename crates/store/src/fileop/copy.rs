@@ -6,6 +6,7 @@ use crate::fileop::{Copy, FileOpError, Owner, Stats, shown};
 use crate::scan::{Kind, Meta, Node};
 use crate::snapshot::LayerDraft;
 use crate::source::{Found, split};
+use crate::store::Store;
 use crate::tree::Source;
 use crate::union::{NewDirs, Spot, Union, UnionDir, copy_xattrs, current, timespec_of_ns, timestamps};
 use crate::{Observer, filecopy};
@@ -15,6 +16,7 @@ use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 
@@ -32,33 +34,25 @@ pub fn copy(
     observer: &dyn Observer,
 ) -> Result<Stats, FileOpError> {
     let union = Union::of(draft)?;
-    let change = copy.mode.as_ref().map(Change::parse).transpose()?;
-    let filter = Filter::new(&copy.include_patterns, &copy.exclude_patterns)?;
-    let dest = clean_path(&copy.dest);
-    if !copy.create_dest_path {
-        let spot = union.resolve(clean_in_root(&copy.dest).as_bytes(), true, None)?;
-        drop(spot);
-    }
-    let sources = if copy.allow_wildcard {
-        let found = source.expand(&copy.src, copy.follow_symlink)?;
-        if found.is_empty() && !copy.allow_empty_wildcard {
-            return Err(FileOpError::NotFound { path: clean_path(&copy.src) });
-        }
-        found.into_iter().map(|path| (path.clone(), split(&path).1.to_vec())).collect()
-    } else {
-        let clean = clean_in_root(&copy.src).into_bytes();
-        // A path that ends in `/.` means what is in the directory.
-        let base = if copy.src.ends_with("/.") || copy.src == "." { Vec::new() } else { split(&clean).1.to_vec() };
-        vec![(clean, base)]
-    };
-    let job = Job { union: &union, store: draft.store(), source, copy, change, observer, stats: Counters::default() };
-    for (path, base) in sources {
-        if copy.unpack && super::unpack::unpack(&job, &path, &dest)? {
-            continue;
-        }
-        job.copy_one(&path, &base, &dest, &filter)?;
-    }
-    Ok(job.stats.get())
+    Job::new(&union, draft.store(), source, copy, observer)?.run()
+}
+
+/// Copies from a tree into a plain directory of the state, such as a cache mount's.
+///
+/// # Errors
+/// See [`FileOpError`].
+pub fn copy_to_directory(
+    store: &Store,
+    dir: &Path,
+    source: Source<'_>,
+    copy: &Copy,
+    observer: &dyn Observer,
+) -> Result<Stats, FileOpError> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(dir, flags, Mode::empty()).map_err(|e| FileOpError::io("open", b"/", e))?;
+    let notes = Mutex::default();
+    let union = Union::of_directory(fd, &notes);
+    Job::new(&union, store, source, copy, observer)?.run()
 }
 
 /// Cleans a path as the reference does: absolute, but a `/` or `/.` at the end is kept.
@@ -95,7 +89,7 @@ impl Counters {
 /// One copy with all that its parts need.
 pub(crate) struct Job<'a> {
     pub union: &'a Union<'a>,
-    pub store: &'a crate::Store,
+    pub store: &'a Store,
     pub source: Source<'a>,
     pub copy: &'a Copy,
     change: Option<Change>,
@@ -122,6 +116,52 @@ struct Finish {
 }
 
 impl<'a> Job<'a> {
+    pub(crate) fn new(
+        union: &'a Union<'a>,
+        store: &'a Store,
+        source: Source<'a>,
+        copy: &'a Copy,
+        observer: &'a dyn Observer,
+    ) -> Result<Self, FileOpError> {
+        let change = copy.mode.as_ref().map(Change::parse).transpose()?;
+        Ok(Self { union, store, source, copy, change, observer, stats: Counters::default() })
+    }
+
+    fn run(&self) -> Result<Stats, FileOpError> {
+        let copy = self.copy;
+        let filter = Filter::new(&copy.include_patterns, &copy.exclude_patterns)?;
+        let dest = clean_path(&copy.dest);
+        if !copy.create_dest_path {
+            // Fails if the directory that the destination is in isn't there.
+            self.union.resolve(clean_in_root(&copy.dest).as_bytes(), true, None)?;
+        }
+        let sources = if copy.allow_wildcard {
+            let found = self.source.expand(&copy.src, copy.follow_symlink)?;
+            if found.is_empty() && !copy.allow_empty_wildcard {
+                return Err(FileOpError::NotFound { path: clean_path(&copy.src) });
+            }
+            found.into_iter().map(|path| (path.clone(), split(&path).1.to_vec())).collect()
+        } else {
+            let clean = clean_in_root(&copy.src).into_bytes();
+            // A path that ends in `/.` means what is in the directory.
+            let base = if copy.src.ends_with("/.") || copy.src == "." { Vec::new() } else { split(&clean).1.to_vec() };
+            vec![(clean, base)]
+        };
+        for (path, base) in sources {
+            if copy.unpack && super::unpack::unpack(self, &path, &dest)? {
+                continue;
+            }
+            self.copy_one(&path, &base, &dest, &filter)?;
+        }
+        Ok(self.stats.get())
+    }
+
+    /// Copies the entries of a loaded directory into the root.
+    pub(crate) fn copy_loaded(&self, found: &Found<'_>) -> Result<(), FileOpError> {
+        let root = self.union.root().clone();
+        self.copy_tree(found, root.clone(), vec![root], false, Some(self.time_of(&found.node.meta)))
+    }
+
     /// Returns what directories that are made on the way look like.
     pub(crate) fn new_dirs(&self) -> NewDirs {
         let mode = match &self.change {

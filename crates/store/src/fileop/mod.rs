@@ -5,6 +5,7 @@
 
 mod account;
 mod copy;
+mod diff;
 mod mode;
 mod simple;
 #[cfg(test)]
@@ -12,7 +13,8 @@ mod tests;
 mod unpack;
 
 pub use account::{lookup_group, lookup_user};
-pub use copy::copy;
+pub use copy::{copy, copy_to_directory};
+pub use diff::diff;
 pub(crate) use simple::{create_file, make_link, set_looks_of_name};
 pub use simple::{mkdir, mkfile, rm, symlink};
 

@@ -333,3 +333,38 @@ fn users_are_looked_up_with_limits() {
     std::fs::File::create(from.join("etc/group")).unwrap().set_len(4 << 30).unwrap();
     assert!(lookup_group(&tree, "staff").is_err());
 }
+
+/// TestDiffModifiedFiles, TestDiffDeleteFiles, TestDiffDeleteDirs: a difference laid on the lower tree makes the upper one.
+#[test]
+fn differences_carry_changes_and_deletions() {
+    let mut fixture = Fixture::new();
+    let lower = fixture
+        .layer(&Snapshot::scratch(), &["same/f=1", "mod/f=1", "mod/k=1", "gone/f=1", "file=1", "dir/f=1", "l->a"]);
+    let upper = fixture
+        .layer(&Snapshot::scratch(), &["same/f=1", "mod/f=2", "mod/n=1 755", "new/f=1", "file/f=1", "dir=1", "l->b"]);
+    for snapshot in [&lower, &upper] {
+        // Whether a file is the same is told by its time first.
+        let path = fixture.store.layer_fs(snapshot.top().unwrap()).join("same/f");
+        std::fs::File::open(path).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
+    }
+    let draft = fixture.store.draft(&Snapshot::scratch()).unwrap();
+    diff(&draft, &lower, &upper, &()).unwrap();
+    assert!(!draft.upper().join("same").exists());
+    let change = fixture.commit(draft);
+    let merged = Snapshot::stacked(&[lower.clone(), change.clone()]);
+    assert_eq!(fixture.list(&merged), fixture.list(&upper));
+    let draft = fixture.store.draft(&Snapshot::scratch()).unwrap();
+    assert_eq!(diff(&draft, &upper, &upper, &()).unwrap(), Stats::default());
+    diff(&draft, &Snapshot::scratch(), &upper, &()).unwrap();
+    assert_eq!(fixture.list_draft(&draft), fixture.list(&upper));
+}
+
+#[test]
+fn a_cache_mount_starts_with_what_a_tree_has() {
+    let fixture = Fixture::new();
+    let from = fixture.dir.path().join("from");
+    fill(&from, &["d/a=1", "d/sub/b=2 600", "other=3"]);
+    let mount = fixture.store.cache_mount("c", crate::Sharing::Shared, &()).unwrap();
+    mount.seed(Source::Tree(&Tree::of_directory(&from).unwrap()), "/d", &()).unwrap();
+    assert_eq!(crate::testing::list(&mount.path()), ["a=1", "sub/", "sub/b=2 600"]);
+}

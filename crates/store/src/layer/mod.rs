@@ -10,6 +10,7 @@ mod write;
 pub use apply::apply;
 pub(crate) use extract::Extract;
 pub(crate) use settle::settle;
+pub(crate) use write::same_bytes;
 pub use write::write_tar;
 
 use crate::StoreError;

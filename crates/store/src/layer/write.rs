@@ -320,7 +320,8 @@ fn capability(fd: &OwnedFd) -> Result<Option<Vec<u8>>, Errno> {
     }
 }
 
-fn same_bytes(one: OwnedFd, two: OwnedFd) -> std::io::Result<bool> {
+/// Compares two files.
+pub(crate) fn same_bytes(one: OwnedFd, two: OwnedFd) -> std::io::Result<bool> {
     let (mut one, mut two) = (std::fs::File::from(one), std::fs::File::from(two));
     let (mut a, mut b) = (vec![0; 64 << 10], vec![0; 64 << 10]);
     loop {
