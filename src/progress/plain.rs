@@ -20,8 +20,8 @@ pub struct Plain<W> {
     numbers: HashMap<usize, usize>,
     ended: HashMap<usize, Option<Time>>,
     counters: HashMap<(usize, usize), (Time, bool)>,
-    /// A step whose end isn't written yet.
-    held: Option<usize>,
+    /// Steps whose end isn't written yet.
+    held: Vec<usize>,
 }
 
 impl<W: Write> Plain<W> {
@@ -34,7 +34,7 @@ impl<W: Write> Plain<W> {
             numbers: HashMap::new(),
             ended: HashMap::new(),
             counters: HashMap::new(),
-            held: None,
+            held: Vec::new(),
         }
     }
 
@@ -69,10 +69,10 @@ impl<W: Write> Plain<W> {
     }
 
     fn end_held(&mut self, model: &Model) -> io::Result<()> {
-        match self.held.take() {
-            Some(index) => self.write_end(&model.vertices[index], index),
-            None => Ok(()),
+        for index in std::mem::take(&mut self.held) {
+            self.write_end(&model.vertices[index], index)?;
         }
+        Ok(())
     }
 
     fn line(&mut self, model: &Model, index: usize, at: Time, line: &[u8]) -> io::Result<()> {
@@ -124,7 +124,7 @@ impl<W: Write> Plain<W> {
         }
         let is_mute = vertex.lines == 0 && vertex.counters.is_empty() && !vertex.cached && vertex.error.is_empty();
         if is_mute && vertex.elapsed(0) < MUTE {
-            self.held = Some(index);
+            self.held.push(index);
             return Ok(());
         }
         self.write_end(vertex, index)
@@ -186,6 +186,8 @@ mod tests {
         let name = "[internal] load build context";
         let mut cached_pair = cached("a", "[1/2] COPY a /", 3.0);
         cached_pair.vertexes.extend(cached("b", "[2/2] COPY b /", 3.0).vertexes);
+        let mut quick_pair = vertex("x", "[3/4] COPY x /", Some(5.0), Some(5.001));
+        quick_pair.vertexes.extend(vertex("y", "[4/4] COPY y /", Some(5.0), Some(5.001)).vertexes);
         let events = [
             vertex("c", name, Some(1.0), Some(1.001)),
             vertex("c", name, Some(1.1), None),
@@ -194,6 +196,7 @@ mod tests {
             vertex("c", name, Some(1.1), Some(1.3)),
             cached_pair,
             vertex("e", "exporting to image", Some(4.0), Some(4.001)),
+            quick_pair,
         ];
         insta::assert_snapshot!(run(&events, false));
     }
