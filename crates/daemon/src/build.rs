@@ -7,7 +7,7 @@ use crate::sessions::SessionGroup;
 use crate::solver::Solver;
 use bud_protocol::errors::BuildError;
 use bud_protocol::pb;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -141,10 +141,14 @@ impl Build {
     }
 }
 
+/// So many builds that ended are remembered for clients that come late.
+const REMEMBERED: usize = 8;
+
 /// The builds that run, by id.
 #[derive(Debug, Default)]
 pub struct Builds {
     running: Mutex<HashMap<String, Arc<Build>>>,
+    ended: Mutex<VecDeque<(String, Arc<Progress>)>>,
     changed: watch::Sender<()>,
     next: AtomicU64,
 }
@@ -174,16 +178,44 @@ impl Builds {
         Ok(())
     }
 
-    /// Removes a build.
+    /// Removes a build. What it showed is remembered for a moment: its client may not have asked yet.
     pub fn remove(&self, id: &str) {
-        self.lock().remove(id);
+        let removed = self.lock().remove(id);
+        if let Some(build) = removed {
+            let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+            ended.retain(|(other, _)| other != id);
+            ended.push_front((id.to_owned(), Arc::clone(&build.progress)));
+            ended.truncate(REMEMBERED);
+        }
         self.changed.send_replace(());
+    }
+
+    /// Returns what a build shows that runs or ended just now, waiting for it to appear.
+    pub async fn progress(&self, id: &str, wait: Duration) -> Option<Arc<Progress>> {
+        let mut changed = self.changed.subscribe();
+        let found = async {
+            loop {
+                if let Some(build) = self.get(id) {
+                    return Some(Arc::clone(&build.progress));
+                }
+                if let Some(progress) = self.ended(id) {
+                    return Some(progress);
+                }
+                changed.changed().await.ok()?;
+            }
+        };
+        tokio::time::timeout(wait, found).await.ok().flatten()
     }
 
     /// Returns a build.
     #[must_use]
     pub fn get(&self, id: &str) -> Option<Arc<Build>> {
         self.lock().get(id).cloned()
+    }
+
+    fn ended(&self, id: &str) -> Option<Arc<Progress>> {
+        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        ended.iter().find(|(other, _)| other == id).map(|(_, progress)| Arc::clone(progress))
     }
 
     /// Returns a build, waiting for it to appear.

@@ -76,16 +76,10 @@ impl Control for ControlService {
         {
             return Ok(stream(|sender| replay(daemon, record, sender)));
         }
-        let build = daemon.builds.wait(&id, STATUS_WAIT).await;
-        let Some(build) = build else {
-            // It may have come and gone meanwhile.
-            if let Some(record) = daemon.history.get(&id)? {
-                return Ok(stream(|sender| replay(daemon, record, sender)));
-            }
-            return Err(BuildError::not_found(format!("no such job {id}")).into());
-        };
-        let follower = build.progress.follow();
-        drop(build);
+        let progress = daemon.builds.progress(&id, STATUS_WAIT).await;
+        let progress = progress.ok_or_else(|| BuildError::not_found(format!("no such job {id}")))?;
+        let follower = progress.follow();
+        drop(progress);
         // Read when the client takes it: one that never reads costs nothing.
         Ok(respond(futures_util::stream::unfold(follower, |mut follower| async move {
             let next = follower.next().await?;
