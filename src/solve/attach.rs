@@ -5,6 +5,8 @@ use crate::request::context::Context;
 use crate::request::dockerfile::Source;
 use crate::request::secrets::SecretSource;
 use anyhow::{Context as _, Result, ensure};
+use bud_oci::auth_config::AuthConfig;
+use bud_oci::registry::Credential;
 use bud_session::client::{ContentStore, CredentialProvider, LocalDir, SshAgent, UploadSource};
 use bud_session::{Attachables, Credentials, client};
 use std::collections::BTreeMap;
@@ -104,7 +106,7 @@ pub fn share(request: &mut BuildRequest) -> Result<Shared> {
         );
         attachables.ssh.insert(id.clone(), SshAgent { socket: socket.clone() });
     }
-    attachables.credentials = Some(Arc::new(DockerConfig));
+    attachables.credentials = Some(Arc::new(Logins(AuthConfig::of_user())));
     Ok(Shared { attachables, attrs, dirs, shared_key, _temporary: temporary })
 }
 
@@ -124,15 +126,16 @@ fn key(path: &Path) -> String {
     format!("{name}:{}", &hex[..hex.len().min(24)])
 }
 
-/// The user's credentials, from Docker's configuration and its helpers.
-struct DockerConfig;
+/// The user's logins, from Docker's configuration and its helpers.
+struct Logins(AuthConfig);
 
 #[tonic::async_trait]
-impl CredentialProvider for DockerConfig {
+impl CredentialProvider for Logins {
     async fn credentials(&self, host: &str) -> Result<Option<Credentials>, String> {
-        let host = host.to_owned();
-        // Helpers are programs, and may ask the user.
-        let found = tokio::task::spawn_blocking(move || crate::output::docker_config::credentials(&host));
-        found.await.map_err(|panic| panic.to_string())?.map_err(|error| format!("{error:#}"))
+        let found = self.0.credential(host).await.map_err(|error| error.to_string())?;
+        Ok(found.map(|credential| match credential {
+            Credential::Password { user, secret } => Credentials { username: user, secret },
+            Credential::IdentityToken(token) => Credentials { username: String::new(), secret: token },
+        }))
     }
 }
