@@ -9,6 +9,8 @@ pub mod http;
 pub mod image;
 pub mod local;
 pub mod oci_layout;
+pub mod pull;
+pub mod registry;
 
 use crate::daemon::Daemon;
 use crate::progress::Reporter;
@@ -24,7 +26,10 @@ use tokio_util::sync::CancellationToken;
 /// What sources keep for the daemon's whole life: registry clients, what tags were resolved to a moment ago, and the like. Its parts are made
 /// on first use; nothing is done at the daemon's start.
 #[derive(Debug, Default)]
-pub struct Shared {}
+pub struct Shared {
+    /// Connections to registries.
+    pub registries: registry::Registries,
+}
 
 /// What a source works with.
 #[derive(Clone, Debug)]

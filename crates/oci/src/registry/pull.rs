@@ -8,6 +8,8 @@ use super::{Repository, choose_platform};
 use bud_image::manifest::media_type;
 use bud_image::{Descriptor, Digest, Platform};
 use bytes::Bytes;
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::Method;
 use std::time::Duration;
@@ -47,7 +49,8 @@ impl Repository {
             })?),
         };
         let name = known.map_or_else(|| self.image.tag.clone().unwrap_or_else(|| "latest".into()), |d| d.to_string());
-        self.at_endpoints(async |endpoint| self.resolve_at(endpoint, &name, known).await).await
+        let name = &name;
+        self.at_endpoints(|endpoint| async move { self.resolve_at(&endpoint, name, known).await }.boxed()).await
     }
 
     async fn resolve_at(&self, endpoint: &Endpoint, name: &str, known: Option<Digest>) -> Result<Resolved, Problem> {
@@ -135,27 +138,34 @@ impl Repository {
     }
 
     /// Gets a small document from the first endpoint that has a valid one.
-    async fn document<T>(
+    async fn document<T: Send>(
         &self,
         kind: &str,
         wanted: &Descriptor,
         headers: &HeaderMap,
-        read: impl Fn(&[u8]) -> Result<T, Problem>,
+        read: impl Fn(&[u8]) -> Result<T, Problem> + Send + Sync,
     ) -> Result<(T, Bytes), RegistryError> {
         if wanted.size > MAX_DOCUMENT {
             return Err(self.error("pull", None, document::DocumentError::TooLong(wanted.size).into()));
         }
-        self.at_endpoints(async |endpoint| {
-            let url = self.url(endpoint, &format!("{kind}/{}", wanted.digest))?;
-            let fetched = self.call(endpoint, Method::GET, &url, headers, &self.scopes("pull")).await?;
-            let bytes = read_limited(fetched.response, MAX_DOCUMENT as usize).await?;
-            Ok((read(&bytes)?, bytes))
+        let read = &read;
+        self.at_endpoints(|endpoint| {
+            async move {
+                let url = self.url(&endpoint, &format!("{kind}/{}", wanted.digest))?;
+                let fetched = self.call(&endpoint, Method::GET, &url, headers, &self.scopes("pull")).await?;
+                let bytes = read_limited(fetched.response, MAX_DOCUMENT as usize).await?;
+                Ok((read(&bytes)?, bytes))
+            }
+            .boxed()
         })
         .await
     }
 
     /// Asks the mirrors, then the registry. What a mirror has wrong is a warning if another does better.
-    async fn at_endpoints<T>(&self, ask: impl AsyncFn(&Endpoint) -> Result<T, Problem>) -> Result<T, RegistryError> {
+    async fn at_endpoints<'a, T>(
+        &self,
+        ask: impl Fn(Endpoint) -> BoxFuture<'a, Result<T, Problem>>,
+    ) -> Result<T, RegistryError> {
         let endpoints = self.client.config.pull_endpoints(&self.image.domain, self.insecure);
         if self.image.domain.is_empty() {
             return Err(self.error(
@@ -166,7 +176,7 @@ impl Repository {
         }
         let mut last: Option<RegistryError> = None;
         for endpoint in &endpoints {
-            let problem = match tokio::time::timeout(DEADLINE, ask(endpoint)).await {
+            let problem = match tokio::time::timeout(DEADLINE, ask(endpoint.clone())).await {
                 Ok(Ok(found)) => return Ok(found),
                 Ok(Err(problem)) => problem,
                 Err(_) => Problem::Silent(DEADLINE),

@@ -7,8 +7,9 @@ use super::transport::{Head, same_origin, shown};
 use super::{Repository, printable};
 use bud_image::{Descriptor, Digest};
 use bytes::Bytes;
-use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
+use futures_util::{FutureExt as _, StreamExt as _};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
 use reqwest::Method;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -57,7 +58,7 @@ impl Repository {
     /// # Errors
     /// The registry doesn't say.
     pub async fn has_blob(&self, digest: &Digest) -> Result<bool, RegistryError> {
-        self.at_registry(async |endpoint| self.has_blob_at(endpoint, digest).await).await
+        self.at_registry(|endpoint| async move { self.has_blob_at(&endpoint, digest).await }.boxed()).await
     }
 
     async fn has_blob_at(&self, endpoint: &Endpoint, digest: &Digest) -> Result<bool, Problem> {
@@ -81,7 +82,11 @@ impl Repository {
         lenders: &[String],
         progress: Arc<dyn Fn(u64) + Send + Sync>,
     ) -> Result<Pushed, RegistryError> {
-        self.at_registry(async |endpoint| self.push_blob_at(endpoint, blob, source, lenders, &progress).await).await
+        let progress = &progress;
+        self.at_registry(|endpoint| {
+            async move { self.push_blob_at(&endpoint, blob, source, lenders, progress).await }.boxed()
+        })
+        .await
     }
 
     async fn push_blob_at(
@@ -237,7 +242,10 @@ impl Repository {
         bytes: &Bytes,
         name: &str,
     ) -> Result<Descriptor, RegistryError> {
-        self.at_registry(async |endpoint| self.push_manifest_at(endpoint, media_type, bytes, name).await).await
+        self.at_registry(|endpoint| {
+            async move { self.push_manifest_at(&endpoint, media_type, bytes, name).await }.boxed()
+        })
+        .await
     }
 
     async fn push_manifest_at(
@@ -294,11 +302,14 @@ impl Repository {
     }
 
     /// Asks the registry itself; its second scheme if the first can't be spoken.
-    async fn at_registry<T>(&self, ask: impl AsyncFn(&Endpoint) -> Result<T, Problem>) -> Result<T, RegistryError> {
+    async fn at_registry<'a, T>(
+        &self,
+        ask: impl Fn(Endpoint) -> BoxFuture<'a, Result<T, Problem>>,
+    ) -> Result<T, RegistryError> {
         let endpoints = self.client.config.push_endpoints(&self.image.domain, self.insecure);
         let mut last = None;
         for endpoint in &endpoints {
-            match ask(endpoint).await {
+            match ask(endpoint.clone()).await {
                 Ok(done) => return Ok(done),
                 Err(problem) if problem.is_unconnected() => last = Some(self.error("push", Some(endpoint), problem)),
                 Err(problem) => return Err(self.error("push", Some(endpoint), problem)),

@@ -1,0 +1,343 @@
+//! Layers on their way into the store: downloaded, verified, decompressed and unpacked at the same time, several at once.
+
+use super::{SourceCx, fixed_key};
+use crate::value::{Stop, Value, blocking, store_error};
+use bud_image::{Descriptor, Digest, ImageConfig, Manifest};
+use bud_oci::codec::{Compression, Digested};
+use bud_oci::registry::{Problem, RegistryError, Repository};
+use bud_protocol::errors::BuildError;
+use bud_session::Session;
+use bud_store::blob::LayerBlob;
+use bud_store::{BlobWriter, Info, LayerDraft, RecordType, Snapshot, Store, layer};
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::BoxStream;
+use std::io::{Error, ErrorKind, Read, Write as _};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+/// Layers that are brought at the same time.
+const LAYERS: usize = 6;
+/// Chunks of a layer that wait for being unpacked.
+const QUEUE: usize = 16;
+/// Longest uncompressed layer.
+const MAX_LAYER: u64 = 1 << 40;
+
+/// Where an image's blobs come from.
+#[derive(Clone)]
+pub enum Origin {
+    /// A registry.
+    Registry(Repository),
+    /// A client's content store.
+    Layout {
+        /// The client.
+        session: Session,
+        /// The store's name there: `oci:<id>`.
+        store: String,
+    },
+}
+
+impl Origin {
+    /// Streams a blob. Its digest is left to the reader to check; nothing longer than announced comes.
+    async fn blob(&self, wanted: &Descriptor) -> Result<BoxStream<'static, Result<Bytes, BuildError>>, BuildError> {
+        match self {
+            Self::Registry(repository) => {
+                let blob = repository.blob(wanted).unhashed();
+                Ok(futures_util::stream::unfold(Some(blob), |blob| async move {
+                    let mut blob = blob?;
+                    match blob.chunk().await {
+                        Ok(Some(chunk)) => Some((Ok(chunk), Some(blob))),
+                        Ok(None) => None,
+                        Err(error) => Some((Err(registry_error(&error)), None)),
+                    }
+                })
+                .boxed())
+            }
+            Self::Layout { session, store } => {
+                let stream = session.read_blob(store, &wanted.digest.to_string(), 0).await;
+                let stream = stream.map_err(crate::sessions::session_error)?;
+                let (size, digest, mut seen) = (wanted.size, wanted.digest, 0u64);
+                Ok(stream
+                    .map(move |chunk| {
+                        let chunk = chunk.map_err(crate::sessions::session_error)?;
+                        seen += chunk.len() as u64;
+                        if seen > size {
+                            return Err(BuildError::other(format!("{digest}: has more than {size} bytes")));
+                        }
+                        Ok(chunk)
+                    })
+                    .boxed())
+            }
+        }
+    }
+}
+
+/// Converts a registry's error.
+#[must_use]
+pub fn registry_error(error: &RegistryError) -> BuildError {
+    let code = match &error.problem {
+        problem if problem.is_not_found() => tonic::Code::NotFound,
+        Problem::Refused { .. } => tonic::Code::PermissionDenied,
+        problem if problem.is_unavailable() => tonic::Code::Unavailable,
+        _ => tonic::Code::Unknown,
+    };
+    BuildError::new(code, error.to_string())
+}
+
+/// Returns the ids of a chain's layers: each stands for a layer and all below it (OCI image spec, `config.md`).
+#[must_use]
+pub fn chain_ids(diff_ids: &[Digest]) -> Vec<Digest> {
+    let mut chain: Vec<Digest> = Vec::with_capacity(diff_ids.len());
+    for diff_id in diff_ids {
+        let next = chain.last().map_or(*diff_id, |below| Digest::of(format!("{below} {diff_id}")));
+        chain.push(next);
+    }
+    chain
+}
+
+fn chain_key(chain: &Digest) -> Digest {
+    fixed_key("layers", &[&chain.to_string()])
+}
+
+/// A layer, unpacked but not in its place yet.
+struct Unpacked {
+    draft: LayerDraft,
+    diff_id: Digest,
+    skipped_devices: u64,
+}
+
+/// Brings the layers of an image into the store, those alone that are not there.
+///
+/// # Errors
+/// A blob can't be had, is not what its digest or the config says, or can't be unpacked.
+pub async fn layers(
+    origin: &Origin,
+    name: &str,
+    manifest: &Manifest,
+    config: &ImageConfig,
+    limit: Option<usize>,
+    cx: &SourceCx,
+) -> Result<Value, BuildError> {
+    let diff_ids = config.rootfs.diff_ids.as_deref().unwrap_or_default();
+    if diff_ids.len() != manifest.layers.len() {
+        return Err(BuildError::other(format!("{name}: manifest and config have different numbers of layers")));
+    }
+    let count = limit.unwrap_or(usize::MAX).min(diff_ids.len());
+    let chains = chain_ids(&diff_ids[..count]);
+    let store = Arc::clone(&cx.daemon.store);
+    let known = {
+        let (store, chains) = (Arc::clone(&store), chains.clone());
+        blocking(move || longest_known(&store, &chains)).await?
+    };
+    let (done, mut snapshot, mut pin) = known;
+    let permits = Arc::new(Semaphore::new(LAYERS));
+    let tasks: Vec<_> = manifest.layers[done..count]
+        .iter()
+        .map(|wanted| {
+            let (origin, wanted, cx, permits) = (origin.clone(), wanted.clone(), cx.clone(), Arc::clone(&permits));
+            AbortOnDropHandle::new(tokio::spawn(async move {
+                let _permit = permits.acquire_owned().await;
+                bring(&origin, &wanted, &cx).await
+            }))
+        })
+        .collect();
+    for (i, task) in tasks.into_iter().enumerate() {
+        let i = done + i;
+        let unpacked = task.await.map_err(|e| BuildError::other(format!("pulling {name}: {e}")))?;
+        let unpacked = unpacked.map_err(|e| e.context(name))?;
+        if unpacked.diff_id != diff_ids[i] {
+            let wanted = &manifest.layers[i].digest;
+            return Err(BuildError::other(format!(
+                "{name}: layer {wanted} unpacks to {}, its config says {}: the image is damaged",
+                unpacked.diff_id, diff_ids[i]
+            )));
+        }
+        if unpacked.skipped_devices > 0 {
+            cx.progress.note(&format!("{} device nodes of {name} are left out", unpacked.skipped_devices));
+        }
+        let (store, below, chain) = (Arc::clone(&store), snapshot.clone(), chains[i]);
+        let (wanted, description) = (manifest.layers[i].clone(), format!("pulled from {name}"));
+        let diff_id = unpacked.diff_id;
+        (snapshot, pin) = blocking(move || {
+            let mut draft = unpacked.draft;
+            draft.set_parent(&below).map_err(store_error)?;
+            let info = Info { description: description.clone(), record_type: RecordType::Regular };
+            let (snapshot, pin) = draft.commit(&info).map_err(store_error)?;
+            if let Some(top) = snapshot.top() {
+                remember_blob(&store, top, &wanted, diff_id)?;
+            }
+            store.put_record(&chain_key(&chain), &[Some(snapshot.clone())], &description).map_err(store_error)?;
+            Ok((snapshot, Some(Arc::new(pin))))
+        })
+        .await?;
+    }
+    Ok(Value::Stored(snapshot, pin))
+}
+
+type Known = (usize, Snapshot, Option<Arc<bud_store::Pin>>);
+
+/// Finds how many layers of a chain are there already.
+fn longest_known(store: &Arc<Store>, chains: &[Digest]) -> Result<Known, BuildError> {
+    for (i, chain) in chains.iter().enumerate().rev() {
+        if let Some(record) = store.record(&chain_key(chain)).map_err(store_error)?
+            && let Some(Some(snapshot)) = record.outputs.first()
+        {
+            return Ok((i + 1, snapshot.clone(), Some(Arc::new(record.pin.clone()))));
+        }
+    }
+    Ok((0, Snapshot::scratch(), None))
+}
+
+/// Remembers a pulled blob as the layer's, so that an export copies it.
+fn remember_blob(
+    store: &Arc<Store>,
+    layer: bud_store::LayerId,
+    blob: &Descriptor,
+    diff_id: Digest,
+) -> Result<(), BuildError> {
+    let mut reader = store.blobs().open(&blob.digest).map_err(store_error)?;
+    let mut head = [0; 512];
+    let n = reader.read(&mut head).map_err(|e| BuildError::other(format!("read {}: {e}", blob.digest)))?;
+    let compression = Compression::detect(&head[..n]);
+    let known = LayerBlob { media_type: blob.media_type.clone(), digest: blob.digest, size: blob.size, diff_id };
+    store.set_layer_blob(layer, compression.name(), &known).map_err(store_error)
+}
+
+/// Downloads and unpacks a layer.
+async fn bring(origin: &Origin, wanted: &Descriptor, cx: &SourceCx) -> Result<Unpacked, BuildError> {
+    let store = Arc::clone(&cx.daemon.store);
+    let cancel = cx.cancel.clone();
+    let id = wanted.digest.to_string();
+    let here = {
+        let (store, digest) = (Arc::clone(&store), wanted.digest);
+        blocking(move || Ok(store.blobs().open(&digest).ok())).await?
+    };
+    if let Some(reader) = here {
+        let _extracting = cx.progress.status(format!("extracting {id}"));
+        return blocking(move || unpack(&store, reader, &cancel)).await;
+    }
+    let downloading = cx.progress.status_of(&id, "downloading", wanted.size);
+    let (send, receive) = mpsc::channel(QUEUE);
+    let writer = {
+        let store = Arc::clone(&store);
+        blocking(move || store.blobs().writer().map_err(store_error)).await?
+    };
+    let feed = Feed {
+        state: Arc::new(Mutex::new(FeedState { chunks: receive, writer: Some(writer) })),
+        current: Bytes::new(),
+    };
+    let state = Arc::clone(&feed.state);
+    let unpacking = {
+        let cancel = cancel.clone();
+        AbortOnDropHandle::new(tokio::task::spawn_blocking(move || unpack(&store, feed, &cancel)))
+    };
+    let download = async {
+        let mut chunks = origin.blob(wanted).await?;
+        let mut received = 0;
+        while let Some(chunk) = chunks.next().await {
+            let chunk = chunk?;
+            received += chunk.len() as u64;
+            downloading.set(received);
+            if send.send(chunk).await.is_err() {
+                // Unpacking ended early; what it says counts.
+                return Ok(());
+            }
+        }
+        drop(send);
+        Ok(())
+    };
+    let downloaded: Result<(), BuildError> = download.await;
+    drop(downloading);
+    let _extracting = cx.progress.status(format!("extracting {id}"));
+    let unpacked = unpacking.await.map_err(|e| BuildError::other(format!("unpacking {id}: {e}")))?;
+    downloaded?;
+    let unpacked = unpacked?;
+    let (digest, size) = (wanted.digest, wanted.size);
+    // The layer is kept only if the compressed bytes were those asked for.
+    blocking(move || {
+        let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut writer = state.writer.take().ok_or_else(|| BuildError::other("a layer's blob is gone"))?;
+        while let Some(chunk) = state.chunks.blocking_recv() {
+            writer.write_all(&chunk).map_err(|e| BuildError::other(format!("write blob {digest}: {e}")))?;
+        }
+        writer.commit(Some(&digest), Some(size)).map_err(store_error)?;
+        Ok(unpacked)
+    })
+    .await
+}
+
+/// Unpacks a compressed layer into a draft of its own.
+fn unpack(
+    store: &Arc<Store>,
+    input: impl Read + Send + 'static,
+    cancel: &CancellationToken,
+) -> Result<Unpacked, BuildError> {
+    let failed = |e: Error| BuildError::other(format!("decompress layer: {e}"));
+    let mut draft = store.draft(&Snapshot::scratch()).map_err(store_error)?;
+    let mut stream = Digested::new(input).map_err(failed)?;
+    let applied = layer::apply(&mut stream, &mut draft, &Stop(cancel)).map_err(|e| match e {
+        layer::LayerError::Cancelled => BuildError::canceled(),
+        other => BuildError::other(other.to_string()),
+    })?;
+    let (diff_id, _) = stream.finish(MAX_LAYER).map_err(failed)?;
+    Ok(Unpacked { draft, diff_id, skipped_devices: applied.skipped_devices })
+}
+
+/// Bytes from the network: written to the blob's file, and passed on to be unpacked.
+struct Feed {
+    state: Arc<Mutex<FeedState>>,
+    current: Bytes,
+}
+
+/// Ends the download when unpacking ends, even early.
+impl Drop for Feed {
+    fn drop(&mut self) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).chunks.close();
+    }
+}
+
+struct FeedState {
+    chunks: mpsc::Receiver<Bytes>,
+    writer: Option<BlobWriter>,
+}
+
+impl Read for Feed {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if self.current.is_empty() {
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(chunk) = state.chunks.blocking_recv() else { return Ok(0) };
+            match &mut state.writer {
+                Some(writer) => writer.write_all(&chunk)?,
+                None => return Err(Error::new(ErrorKind::BrokenPipe, "nobody keeps the layer")),
+            }
+            self.current = chunk;
+        }
+        let n = buffer.len().min(self.current.len());
+        buffer[..n].copy_from_slice(&self.current.split_to(n));
+        Ok(n)
+    }
+}
+
+/// Reads a small document of a client's content store, checked against its descriptor.
+///
+/// # Errors
+/// It isn't there, is too long, or is not what the digest says.
+pub async fn layout_document(session: &Session, store: &str, wanted: &Descriptor) -> Result<Bytes, BuildError> {
+    const MOST: u64 = bud_oci::registry::MAX_DOCUMENT;
+    let mut stream =
+        session.read_blob(store, &wanted.digest.to_string(), 0).await.map_err(crate::sessions::session_error)?;
+    let mut bytes = Vec::new();
+    while let Some(chunk) = stream.next().await {
+        bytes.extend_from_slice(&chunk.map_err(crate::sessions::session_error)?);
+        if bytes.len() as u64 > MOST {
+            return Err(BuildError::other(format!("{}: over {MOST} bytes", wanted.digest)));
+        }
+    }
+    let actual = Digest::of(&bytes);
+    if actual != wanted.digest {
+        return Err(BuildError::other(format!("{}: the client's content has digest {actual}", wanted.digest)));
+    }
+    Ok(bytes.into())
+}
