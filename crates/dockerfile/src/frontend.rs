@@ -57,7 +57,7 @@ pub enum Step {
 }
 
 /// Something that has to be found out.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Need {
     /// Files from a small definition.
     Files(FilesQuery),
@@ -202,6 +202,10 @@ pub struct Build {
     pub cache_imports: Vec<(String, BTreeMap<String, String>)>,
     /// Warnings of the linter.
     pub warnings: Vec<Warning>,
+    /// The front end that the text names with `# syntax=` and for which this one stands in: to be said once.
+    pub builtin_syntax: Option<String>,
+    /// The SBOM scanner's image and its parameters, if an SBOM was asked for.
+    pub sbom_scanner: Option<(String, BTreeMap<String, String>)>,
 }
 
 /// The build for one platform.
@@ -221,6 +225,8 @@ pub struct PlatformBuild {
     pub epoch: Option<i64>,
     /// For the SBOM scanner: the build context and stages (by name) that are to be scanned as well.
     pub scan: BTreeMap<String, pb::Definition>,
+    /// The scan must not come from the cache.
+    pub scan_without_cache: bool,
 }
 
 impl Build {
@@ -351,6 +357,5 @@ pub enum ErrorKind {
 ///
 /// If the Dockerfile, the options or an answer forbid the build.
 pub fn lower(request: &Request) -> Result<Step, Error> {
-    let _ = (&request.answers.files, &request.answers.sources);
-    Err(Error { message: "the Dockerfile front end is not there yet".into(), ..Error::default() })
+    crate::lower::lower(request)
 }

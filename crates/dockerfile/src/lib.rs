@@ -9,7 +9,35 @@
 #![forbid(unsafe_code)]
 
 pub mod check;
+mod fault;
 pub mod frontend;
+pub mod instruction;
+pub mod lint;
+mod lower;
+pub mod parser;
+pub mod shell;
+mod text;
+
+use fault::Fault;
+
+/// Parses a text into instructions as they are written.
+///
+/// # Errors
+///
+/// The first thing that can't be parsed, with its lines.
+pub fn parse(text: &[u8]) -> Result<parser::Dockerfile, Error> {
+    parser::parse(&text::quote::decode(text)).map_err(Fault::into_error)
+}
+
+/// Parses a text into stages with typed instructions.
+///
+/// # Errors
+///
+/// The first thing that can't be parsed, with its lines.
+pub fn program(text: &[u8]) -> Result<instruction::Program, Error> {
+    let file = parser::parse(&text::quote::decode(text)).map_err(Fault::into_error)?;
+    instruction::parse_all(&file, &lint::Linter::silent()).map_err(Fault::into_error)
+}
 
 pub use check::{CheckOptions, Diagnostic, Report, Severity, args, check, stages};
 pub use frontend::{

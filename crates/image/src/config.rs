@@ -1,4 +1,4 @@
-//! The image config, with Docker's additions, in the field order in which BuildKit writes its JSON.
+//! The image config, with Docker's additions, in the field order in which BuildKit exports it: the outer fields sorted.
 
 use crate::Digest;
 use serde::{Deserialize, Serialize};
@@ -9,36 +9,36 @@ use std::collections::BTreeMap;
 /// Source: OCI image spec `config.md`, and Docker's `DockerOCIImage` additions as the Dockerfile front end writes them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageConfig {
-    /// When the image was made (RFC 3339); absent while unknown.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub created: Option<String>,
-    /// Who made it.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub author: String,
     /// The platform: architecture.
     #[serde(default)]
     pub architecture: String,
-    /// The platform: operating system.
-    #[serde(default)]
-    pub os: String,
-    /// The platform: operating system version.
-    #[serde(rename = "os.version", default, skip_serializing_if = "String::is_empty")]
-    pub os_version: String,
-    /// The platform: operating system features.
-    #[serde(rename = "os.features", default, skip_serializing_if = "nil_or_empty")]
-    pub os_features: Option<Vec<String>>,
-    /// The platform: CPU variant.
+    /// Who made it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub variant: String,
+    pub author: String,
     /// What a container runs.
     #[serde(default)]
     pub config: RunConfig,
-    /// The layers, as digests of their uncompressed tars.
-    #[serde(default)]
-    pub rootfs: RootFs,
+    /// When the image was made (RFC 3339); absent while unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created: Option<String>,
     /// One entry an instruction.
     #[serde(default, skip_serializing_if = "nil_or_empty")]
     pub history: Option<Vec<History>>,
+    /// The platform: operating system.
+    #[serde(default)]
+    pub os: String,
+    /// The platform: operating system features.
+    #[serde(rename = "os.features", default, skip_serializing_if = "nil_or_empty")]
+    pub os_features: Option<Vec<String>>,
+    /// The platform: operating system version.
+    #[serde(rename = "os.version", default, skip_serializing_if = "String::is_empty")]
+    pub os_version: String,
+    /// The layers, as digests of their uncompressed tars.
+    #[serde(default)]
+    pub rootfs: RootFs,
+    /// The platform: CPU variant.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub variant: String,
 }
 
 /// The execution parameters of an image.
