@@ -15,6 +15,8 @@ mod fileindex;
 pub mod fileop;
 pub mod image;
 pub mod layer;
+#[cfg(test)]
+mod properties;
 pub mod prune;
 pub mod record;
 mod scan;

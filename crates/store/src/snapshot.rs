@@ -255,6 +255,31 @@ impl Store {
     }
 }
 
+impl Store {
+    /// Returns the wanted owners that show in the union of a snapshot's layers.
+    pub(crate) fn owners(&self, snapshot: &Snapshot) -> Result<Owners, StoreError> {
+        let mut shown = Owners::new();
+        if !self.database().prepare_cached("SELECT 1 FROM layer_owners")?.exists([])? {
+            return Ok(shown);
+        }
+        for id in snapshot.layers() {
+            lay_over(&mut shown, self.layer_owners(*id)?, &self.layer_fs(*id))?;
+        }
+        Ok(shown)
+    }
+}
+
+/// Puts a layer's owners over those of the layers below: what the layer has itself hides what was said before.
+fn lay_over(shown: &mut Owners, owners: Owners, dir: &std::path::Path) -> Result<(), StoreError> {
+    if !shown.is_empty() {
+        let root = std::fs::File::open(dir).map_err(StoreError::io("open", dir))?;
+        let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::NOFOLLOW;
+        shown.retain(|path, _| crate::tree::open_beneath(rustix::fd::AsFd::as_fd(&root), path, flags).is_err());
+    }
+    shown.extend(owners);
+    Ok(())
+}
+
 /// Wanted owners by path within the layer.
 pub(crate) type Owners = BTreeMap<Vec<u8>, (u32, u32)>;
 
@@ -277,6 +302,11 @@ impl Notes {
     /// Tells whether the layer has to be settled on its parents.
     pub(crate) fn is_unsettled(&self) -> bool {
         self.opaque_root || !(self.implied.is_empty() && self.links.is_empty() && self.whiteouts.is_empty())
+    }
+
+    /// Puts the draft's owners over its parents'.
+    pub(crate) fn lay_owners_over(&self, shown: &mut Owners, upper: &std::path::Path) -> Result<(), StoreError> {
+        lay_over(shown, self.owners.clone(), upper)
     }
 
     /// Forgets a path and what is below it.

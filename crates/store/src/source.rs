@@ -2,6 +2,7 @@
 
 use crate::fileop::FileOpError;
 use crate::scan::{Kind, Node, filtered, look, names_of, scan};
+use crate::snapshot::Owners;
 use crate::tree::{Source, open_beneath};
 use crate::union::components;
 use bud_patterns::{Filter, has_wildcards};
@@ -35,7 +36,11 @@ impl<'a> Source<'a> {
             Source::Tree(tree) => {
                 let flags = OFlags::PATH | OFlags::NOFOLLOW;
                 match open_beneath(tree.as_fd(), path, flags) {
-                    Ok(fd) => Ok(Some(Cow::Owned(look(fd.as_fd(), b"")?))),
+                    Ok(fd) => {
+                        let mut node = look(fd.as_fd(), b"")?;
+                        own(&mut node, path, tree.owners());
+                        Ok(Some(Cow::Owned(node)))
+                    }
                     Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
                     Err(e) => Err(e),
                 }
@@ -103,9 +108,11 @@ impl<'a> Source<'a> {
             return Ok(found);
         }
         let node = match self {
-            Source::Tree(_) => {
+            Source::Tree(tree) => {
                 let dir = self.open_dir(&found.path)?;
-                Cow::Owned(scan(dir, split(&found.path).1, filter)?)
+                let mut node = scan(dir, split(&found.path).1, filter)?;
+                own_all(&mut node, &found.path, tree.owners());
+                Cow::Owned(node)
             }
             Source::Context(_) if filter.takes_all() => found.node,
             Source::Context(_) => Cow::Owned(filtered(&found.node, filter)),
@@ -166,6 +173,31 @@ impl<'a> Source<'a> {
             }
         }
         Ok(matches)
+    }
+}
+
+/// Gives an entry the owner that it should have.
+fn own(node: &mut Node, path: &[u8], owners: &Owners) {
+    if let Some((uid, gid)) = owners.get(path) {
+        node.meta.uid = *uid;
+        node.meta.gid = *gid;
+    }
+}
+
+fn own_all(top: &mut Node, path: &[u8], owners: &Owners) {
+    if owners.is_empty() {
+        return;
+    }
+    let mut waiting = vec![(path.to_vec(), top)];
+    while let Some((path, node)) = waiting.pop() {
+        own(node, &path, owners);
+        if let Kind::Dir(children) = &mut node.kind {
+            for child in children {
+                let below =
+                    if path.is_empty() { child.name.to_vec() } else { [&path, &b"/"[..], &child.name].concat() };
+                waiting.push((below, child));
+            }
+        }
     }
 }
 

@@ -26,6 +26,10 @@ impl Fixture {
         Self { store, dir, pins: Vec::new() }
     }
 
+    pub(crate) fn keep(&mut self, pin: Pin) {
+        self.pins.push(pin);
+    }
+
     /// Lets go of the layers that were made.
     pub(crate) fn unpin(&mut self) {
         self.pins.clear();

@@ -120,8 +120,8 @@ fn leftovers_are_removed_in_the_background() {
     let blob = fixture.store.blobs().put(b"kept").unwrap();
     let draft = fixture.store.draft(&kept).unwrap();
     fill(&draft.upper(), &["x/y/z=1", "locked/in/f=1"]);
-    std::fs::set_permissions(draft.upper().join("locked/in"), PermissionsExt::from_mode(0)).unwrap();
-    std::fs::set_permissions(draft.upper().join("locked"), PermissionsExt::from_mode(0)).unwrap();
+    std::fs::set_permissions(draft.upper().join("locked/in"), PermissionsExt::from_mode(0o0)).unwrap();
+    std::fs::set_permissions(draft.upper().join("locked"), PermissionsExt::from_mode(0o0)).unwrap();
     std::os::unix::fs::chown(draft.upper().join("x/y"), Some(1234), Some(1234)).unwrap();
     let mut deep = draft.upper();
     for _ in 0..200 {
@@ -564,4 +564,103 @@ fn kills_leave_a_consistent_state() {
         }
         assert!(found > 0, "nothing was stored in round {round}");
     }
+}
+
+/// What an unprivileged user can do who has no other IDs than the own one.
+#[test]
+fn unprivileged_part() {
+    use bud_oci::tar::{Header, Kind, Reader, Writer};
+    let Ok(root) = std::env::var("BUD_STORE_UNPRIVILEGED") else { return };
+    let dir = tempfile::tempdir_in(&root).unwrap();
+    let mut fixture = Fixture::of(Store::open(&dir.path().join("state"), Options::default()).unwrap(), dir);
+    let mut writer = Writer::new(Vec::new());
+    let file = |path: &str, uid, gid| Header { uid, gid, ..Header::new(path, Kind::File) };
+    for header in [
+        Header { uid: 5, gid: 6, ..Header::new("d/", Kind::Directory) },
+        file("d/f", 5, 7),
+        file("own", 0, 0),
+        file("gone", 1, 1),
+        Header { link: "d/f".into(), uid: 8, gid: 8, ..Header::new("l", Kind::Symlink) },
+        Header { device: (8, 0), ..Header::new("sda", Kind::BlockDevice) },
+    ] {
+        writer.start(&header).unwrap();
+    }
+    let tar = writer.finish().unwrap();
+    let mut draft = fixture.store.draft(&Snapshot::scratch()).unwrap();
+    assert_eq!(layer::apply(tar.as_slice(), &mut draft, &()).unwrap().skipped_devices, 1);
+    let base = fixture.commit(draft);
+    let owners = |fixture: &Fixture, snapshot: &Snapshot| -> Vec<String> {
+        let mut bytes = Vec::new();
+        layer::write_tar(&fixture.store, snapshot, &mut bytes, &layer::WriteOptions::default(), &()).unwrap();
+        let mut reader = Reader::new(bytes.as_slice());
+        let mut lines = Vec::new();
+        while let Some(entry) = reader.next_entry().unwrap() {
+            let h = &entry.header;
+            lines.push(format!("{} {}:{}", String::from_utf8_lossy(&h.path), h.uid, h.gid));
+        }
+        lines
+    };
+    assert_eq!(owners(&fixture, &base), ["d/ 5:6", "d/f 5:7", "gone 1:1", "l 8:8", "own 0:0"]);
+    // Copied from there, owners that no file on this machine can have are kept; with a new owner, that is noted.
+    let from = fixture.store.tree(&base).unwrap();
+    let draft = fixture.store.draft(&base).unwrap();
+    let copy = |src: &str, dest: &str, owner| fileop::Copy {
+        src: src.into(),
+        dest: dest.into(),
+        create_dest_path: true,
+        owner,
+        ..fileop::Copy::default()
+    };
+    fileop::copy(&draft, Source::Tree(&from), &copy("/d/f", "/d/g", None), &()).unwrap();
+    let owner = Some(fileop::Owner { uid: 1000, gid: 1000 });
+    fileop::copy(&draft, Source::Tree(&from), &copy("/own", "/new/own", owner), &()).unwrap();
+    fileop::rm(&draft, &fileop::Rm { path: "/gone".into(), ..fileop::Rm::default() }).unwrap();
+    let next = fixture.commit(draft);
+    assert_eq!(owners(&fixture, &next), ["d/ 5:6", "d/g 5:7", ".wh.gone 0:0", "new/ 1000:1000", "new/own 1000:1000"]);
+    assert_eq!(fixture.list(&next), ["d/", "d/f=", "d/g=", "l->d/f", "new/", "new/own=", "own="]);
+    // Owners count for digests.
+    let digest_of = |path: &str| {
+        let tree = fixture.store.tree(&next).unwrap();
+        digest(&fixture.store, Source::Tree(&tree), &self::path(path), &()).unwrap()
+    };
+    assert_ne!(digest_of("/own"), digest_of("/new/own"));
+    assert_eq!(digest_of("/d/f"), digest_of("/d/g"));
+    // What a step leaves behind goes, whatever its modes.
+    let draft = fixture.store.draft(&next).unwrap();
+    let mount = draft.overlay().mount(bud_sandbox::overlay::MountApi::Auto).unwrap();
+    let inside = std::path::PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&mount)));
+    std::fs::create_dir_all(inside.join("locked/in")).unwrap();
+    std::fs::remove_file(inside.join("own")).unwrap();
+    for path in ["locked/in", "locked"] {
+        std::fs::set_permissions(inside.join(path), PermissionsExt::from_mode(0o0)).unwrap();
+    }
+    drop(mount);
+    let left = draft.upper();
+    drop(draft);
+    wait_until("the draft stays", || !left.exists());
+    println!("unprivileged part done");
+}
+
+/// Rootless, with the own ID alone: overlays, whiteouts, owners in the table.
+#[test]
+fn an_unprivileged_user_builds_layers_too() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o777)).unwrap();
+    let exe = dir.path().join("test");
+    std::fs::copy(std::env::current_exe().unwrap(), &exe).unwrap();
+    let inside = ["unshare", "--user", "--map-root-user", "--mount"];
+    let as_nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+    let mut args: Vec<&str> = if rustix::process::geteuid().is_root() { as_nobody.to_vec() } else { Vec::new() };
+    args.extend(inside);
+    let output = std::process::Command::new(args[0])
+        .args(&args[1..])
+        .arg(&exe)
+        .args(["--exact", "tests::unprivileged_part", "--nocapture"])
+        .env("BUD_STORE_UNPRIVILEGED", dir.path())
+        .env("TMPDIR", dir.path())
+        .current_dir(dir.path())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("unprivileged part done"), "{text}");
 }

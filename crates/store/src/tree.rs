@@ -1,6 +1,6 @@
 //! Read-only views of snapshots.
 
-use crate::snapshot::{LayerDraft, Pin, Snapshot};
+use crate::snapshot::{LayerDraft, Owners, Pin, Snapshot};
 use crate::store::{Store, lock};
 use crate::{ContextTree, StoreError};
 use bud_sandbox::overlay::{MountApi, Overlay};
@@ -25,6 +25,8 @@ struct Inner {
     /// The mount is dissolved when its own descriptor is closed.
     _mount: Option<OwnedFd>,
     snapshot: Option<Snapshot>,
+    /// Owners that this machine can't give to files, by path.
+    owners: Owners,
     _pin: Option<Pin>,
 }
 
@@ -63,7 +65,13 @@ impl Store {
         } else {
             mounted(&self.overlay(snapshot))?
         };
-        let inner = Arc::new(Inner { root, _mount: mount, snapshot: Some(snapshot.clone()), _pin: Some(pin) });
+        let inner = Arc::new(Inner {
+            root,
+            _mount: mount,
+            snapshot: Some(snapshot.clone()),
+            owners: self.owners(snapshot)?,
+            _pin: Some(pin),
+        });
         cache.retain(|(s, weak)| s != snapshot && weak.strong_count() > 0);
         cache.push_front((snapshot.clone(), Arc::downgrade(&inner)));
         cache.truncate(KEPT_TREES);
@@ -100,8 +108,10 @@ impl Tree {
         }
         let overlay = Overlay { lowers, upper: None, work: None, volatile: false };
         let (root, mount) = mounted(&overlay)?;
+        let mut owners = store.owners(draft.parent())?;
+        lock(&draft.notes).lay_owners_over(&mut owners, &draft.upper())?;
         let pin = store.pin(draft.parent())?;
-        Ok(Self(Arc::new(Inner { root, _mount: mount, snapshot: None, _pin: Some(pin) })))
+        Ok(Self(Arc::new(Inner { root, _mount: mount, snapshot: None, owners, _pin: Some(pin) })))
     }
 
     /// Makes a tree of any directory, such as one in a test.
@@ -110,13 +120,18 @@ impl Tree {
     /// The directory can't be opened.
     pub fn of_directory(path: &Path) -> Result<Self, StoreError> {
         let root = open_dir(path)?;
-        Ok(Self(Arc::new(Inner { root, _mount: None, snapshot: None, _pin: None })))
+        Ok(Self(Arc::new(Inner { root, _mount: None, snapshot: None, owners: Owners::new(), _pin: None })))
     }
 
     /// Returns the snapshot, if it is one.
     #[must_use]
     pub fn snapshot(&self) -> Option<&Snapshot> {
         self.0.snapshot.as_ref()
+    }
+
+    /// Returns the owners that files of the tree should have but can't have on this machine.
+    pub(crate) fn owners(&self) -> &Owners {
+        &self.0.owners
     }
 
     /// Opens a path within the tree; symbolic links lead nowhere else.

@@ -24,6 +24,8 @@ pub(crate) struct Union<'a> {
     root: UnionDir,
     notes: &'a Mutex<Notes>,
     has_lower: bool,
+    /// The parents' tree.
+    below: Option<Tree>,
     /// Directories that are made on the way are noted: what they look like is found out when the parents are known.
     notes_implied: bool,
 }
@@ -171,17 +173,15 @@ fn open_upper(draft: &LayerDraft) -> Result<OwnedFd, FileOpError> {
 impl<'a> Union<'a> {
     pub(crate) fn of(draft: &'a LayerDraft) -> Result<Self, FileOpError> {
         let upper = open_upper(draft)?;
-        let lower = if draft.parent().is_scratch() {
-            None
-        } else {
-            let tree: Tree = draft.store().tree(draft.parent())?;
-            Some(Arc::new(tree.as_fd().try_clone_to_owned().map_err(|e| FileOpError::std("open", b"/", e))?))
-        };
+        let below = if draft.parent().is_scratch() { None } else { Some(draft.store().tree(draft.parent())?) };
+        let open = |tree: &Tree| tree.as_fd().try_clone_to_owned().map(Arc::new);
+        let lower = below.as_ref().map(open).transpose().map_err(|e| FileOpError::std("open", b"/", e))?;
         let has_lower = lower.is_some();
         Ok(Self {
             root: UnionDir { upper: Some(Arc::new(upper)), lower, path: Vec::new() },
             notes: &draft.notes,
             has_lower,
+            below,
             notes_implied: false,
         })
     }
@@ -190,13 +190,13 @@ impl<'a> Union<'a> {
     pub(crate) fn standalone(draft: &'a LayerDraft) -> Result<Self, FileOpError> {
         let upper = open_upper(draft)?;
         let root = UnionDir { upper: Some(Arc::new(upper)), lower: None, path: Vec::new() };
-        Ok(Self { root, notes: &draft.notes, has_lower: false, notes_implied: true })
+        Ok(Self { root, notes: &draft.notes, has_lower: false, below: None, notes_implied: true })
     }
 
     /// Makes a union of a plain directory.
     pub(crate) fn of_directory(dir: OwnedFd, notes: &'a Mutex<Notes>) -> Self {
         let root = UnionDir { upper: Some(Arc::new(dir)), lower: None, path: Vec::new() };
-        Self { root, notes, has_lower: false, notes_implied: false }
+        Self { root, notes, has_lower: false, below: None, notes_implied: false }
     }
 
     pub(crate) fn notes(&self) -> &'a Mutex<Notes> {
@@ -333,7 +333,7 @@ impl<'a> Union<'a> {
                 .map_err(|e| fail("create", &dir.path, e))?;
             let fd = open_beneath(upper.as_fd(), name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW)
                 .map_err(|e| fail("open", &dir.path, e))?;
-            let owner = Owner { uid: like.meta.uid, gid: like.meta.gid };
+            let owner = self.owner_below(&dir.path, &like);
             copy_xattrs(&lower, &fd).map_err(|e| fail("copy the attributes of", &dir.path, e))?;
             self.set_looks(&fd, &dir.path, Some(owner), Some(like.meta.mode), Some(like.meta.mtime))?;
             rustix::fs::futimens(upper.as_fd(), &timestamps(before.meta.mtime))
@@ -341,6 +341,12 @@ impl<'a> Union<'a> {
             dir.upper = Some(Arc::new(fd));
         }
         Ok(())
+    }
+
+    /// Returns the owner of something that is below the draft.
+    pub(crate) fn owner_below(&self, path: &[u8], node: &Node) -> Owner {
+        let noted = self.below.as_ref().and_then(|tree| tree.owners().get(path));
+        noted.map_or(Owner { uid: node.meta.uid, gid: node.meta.gid }, |(uid, gid)| Owner { uid: *uid, gid: *gid })
     }
 
     /// Sets owner, mode and time of an open file or directory of the draft.

@@ -409,7 +409,7 @@ fn copy_up_file(union: &Union<'_>, dir: &UnionDir, name: &[u8]) -> Result<(), Fi
     let fail = |what, e: Errno| FileOpError::io(what, &path, e);
     let lower = dir.lower.as_ref().ok_or_else(|| fail("open", Errno::NOENT))?;
     let node = crate::scan::look(lower.as_fd(), name).map_err(|e| fail("look at", e))?;
-    let owner = Owner { uid: node.meta.uid, gid: node.meta.gid };
+    let owner = union.owner_below(&path, &node);
     match &node.kind {
         crate::scan::Kind::File => {
             let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;

@@ -1,6 +1,6 @@
 //! Putting a layer that was unpacked by itself on its parents.
 
-use crate::fileop::{FileOpError, Owner};
+use crate::fileop::FileOpError;
 use crate::layer::LayerError;
 use crate::layer::extract::link;
 use crate::scan::{Kind, Node, look};
@@ -127,7 +127,7 @@ fn settle_dir(union: &Union<'_>, path: &[u8]) -> Result<(), LayerError> {
         Kind::Dir(_) => {
             let entered = dir.enter(&spot.name).map_err(|e| fail("open", e))?;
             let (Some(upper), Some(like)) = (&entered.upper, &entered.lower) else { return Ok(()) };
-            let owner = Owner { uid: below.meta.uid, gid: below.meta.gid };
+            let owner = union.owner_below(path, &below);
             copy_xattrs(like, upper).map_err(|e| fail("copy the attributes of", e))?;
             union.set_looks(upper, path, Some(owner), Some(below.meta.mode), Some(below.meta.mtime))?;
             Ok(())

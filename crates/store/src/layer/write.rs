@@ -36,7 +36,7 @@ pub fn write_tar(
     };
     let pin = store.pin(snapshot)?;
     let owners = store.layer_owners(*top)?;
-    let base = store.tree(&Snapshot::from_layers(below.to_vec()))?;
+    let tree = store.tree(&Snapshot::from_layers(below.to_vec()))?;
     let path = store.layer_fs(*top);
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let upper = rustix::fs::open(&path, flags, Mode::empty()).map_err(|e| match e {
@@ -49,11 +49,19 @@ pub fn write_tar(
         None
     } else {
         Some(
-            open_beneath(base.as_fd(), b"", OFlags::RDONLY | OFlags::DIRECTORY)
+            open_beneath(tree.as_fd(), b"", OFlags::RDONLY | OFlags::DIRECTORY)
                 .map_err(|e| FileOpError::io("open", b"/", e))?,
         )
     };
-    let mut tar = LayerTar { writer, owners, options, observer, links: HashMap::new(), written: HashSet::new() };
+    let mut tar = LayerTar {
+        writer,
+        owners,
+        base_owners: tree.owners().clone(),
+        options,
+        observer,
+        links: HashMap::new(),
+        written: HashSet::new(),
+    };
     tar.walk(&node, upper, base)?;
     drop(pin);
     finish(tar.writer)
@@ -66,6 +74,8 @@ fn finish<W: Write>(writer: Writer<std::io::BufWriter<W>>) -> Result<(), LayerEr
 struct LayerTar<'a, W> {
     writer: Writer<W>,
     owners: Owners,
+    /// Of what is below the layer.
+    base_owners: Owners,
     options: &'a WriteOptions,
     observer: &'a dyn Observer,
     /// The first name of each file with several.
@@ -248,11 +258,10 @@ impl<W: Write> LayerTar<'_, W> {
         base: &OwnedFd,
     ) -> Result<bool, LayerError> {
         let (a, b) = (&node.meta, &below.meta);
+        let owner = |owners: &Owners, meta: &Meta| owners.get(path).copied().unwrap_or((meta.uid, meta.gid));
+        let same_owner = owner(&self.owners, a) == owner(&self.base_owners, b);
         let same_kind = std::mem::discriminant(&node.kind) == std::mem::discriminant(&below.kind);
-        if !same_kind
-            || (a.mode, a.uid, a.gid, a.rdev) != (b.mode, b.uid, b.gid, b.rdev)
-            || self.owners.contains_key(path)
-        {
+        if !same_kind || !same_owner || (a.mode, a.rdev) != (b.mode, b.rdev) {
             return Ok(false);
         }
         if node.is_dir() {
