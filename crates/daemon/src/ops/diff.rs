@@ -4,7 +4,8 @@ use super::{OpCx, Outputs, check_input};
 use crate::value::{Stop, Value, blocking, file_error, store_error};
 use bud_protocol::errors::BuildError;
 use bud_protocol::pb;
-use bud_store::Snapshot;
+use bud_store::fileop;
+use bud_store::{Info, RecordType, Snapshot};
 
 /// Checks the op.
 ///
@@ -35,10 +36,10 @@ pub async fn execute(cx: &OpCx, op: &pb::DiffOp, inputs: Vec<Value>) -> Result<O
         let difference = if let Some(above) = upper.layers().strip_prefix(lower.layers()) {
             Snapshot::from_layers(above.to_vec())
         } else {
-            return Err(BuildError::new(
-                tonic::Code::Unimplemented,
-                "diff of trees of which neither stands on the other is not supported yet",
-            ));
+            let draft = store.draft(&Snapshot::scratch()).map_err(store_error)?;
+            fileop::diff(&draft, &lower, &upper, &stop).map_err(file_error)?;
+            let info = Info { description: "diff".into(), record_type: RecordType::Regular };
+            return Ok(vec![Some(Value::kept(draft.commit(&info).map_err(store_error)?))]);
         };
         Ok(vec![Some(Value::stored(&store, difference).map_err(store_error)?)])
     })

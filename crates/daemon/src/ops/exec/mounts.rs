@@ -236,7 +236,7 @@ impl Work {
         let cache = self.store.cache_mount(&id, sharing, stop).map_err(store_error)?;
         let source = cache.path();
         if cache.fresh && !input.is_scratch() {
-            // The front end says with an input what the directory's owner and mode are to be.
+            // What it starts with; front ends say so as well what its owner and mode are to be.
             let tree = self.store.tree(input).map_err(store_error)?;
             let io = |e: std::io::Error| BuildError::other(format!("cache mount {}: {e}", mount.dest));
             let like =
@@ -244,6 +244,8 @@ impl Work {
             let stat = rustix::fs::fstat(&like).map_err(|e| io(e.into()))?;
             std::os::unix::fs::chown(&source, Some(stat.st_uid), Some(stat.st_gid)).map_err(io)?;
             std::fs::set_permissions(&source, std::fs::Permissions::from_mode(stat.st_mode & 0o7777)).map_err(io)?;
+            let path = if mount.selector.is_empty() { "/" } else { &mount.selector };
+            cache.seed(bud_store::Source::Tree(&tree), path, stop).map_err(file_error)?;
         }
         prepared.caches.push(cache);
         Ok(MountKind::Bind { source, selector: String::new(), readonly: mount.readonly })
