@@ -48,3 +48,38 @@ fn as_exact_as_the_reference() {
         assert!(rate >= floor, "{measure} fell to {rate:.2} (was {floor})\n{failures}");
     }
 }
+
+/// The instant check refuses no file that the reference builds, and refuses those that it can't parse.
+#[test]
+fn the_check_refuses_what_the_reference_refuses() {
+    let Some(folder) = data() else {
+        eprintln!("the_check_refuses_what_the_reference_refuses: NOT RUN, the conformance data is not here");
+        return;
+    };
+    let mut wrong = Vec::new();
+    for file in ["corpus.jsonl.zst", "options.jsonl"] {
+        let records = runner::records(&folder.join(file)).unwrap_or_else(|e| panic!("{file}: {e}"));
+        for record in records {
+            let opts = record["opts"].as_object().cloned().unwrap_or_default();
+            let names = |prefix: &str| opts.keys().filter_map(|k| k.strip_prefix(prefix)).map(str::to_owned).collect();
+            if opts.contains_key("filename") || opts.contains_key("context") {
+                continue;
+            }
+            let options = bud_dockerfile::CheckOptions {
+                filename: "Dockerfile".into(),
+                target: opts.get("target").and_then(|t| t.as_str()).map(str::to_owned),
+                build_args: names("build-arg:"),
+                contexts: names("context:"),
+            };
+            let checked = bud_dockerfile::check(&runner::dockerfile(&record), &options);
+            let builds = record["build"].get("error").is_none();
+            let parses = record["parse"].get("error").is_none() && record["instructions"].get("error").is_none();
+            // A text for another front end is none of ours.
+            let is_ours = record["parse"].get("syntax").is_none() || builds;
+            if (builds && checked.has_errors()) || (!parses && is_ours && !checked.has_errors()) {
+                wrong.push(format!("{} {}\n{}", record["id"], record["build"]["error"], checked.render(false)));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} files\n{}", wrong.len(), wrong.join("\n"));
+}

@@ -7,7 +7,7 @@ mod parse;
 use crate::frontend::Span;
 use bud_image::config::Healthcheck;
 pub use mount::{Device, Mount, MountKind, Sharing};
-pub(crate) use parse::{parse_all, parse_trigger};
+pub(crate) use parse::{parse_all, parse_lenient, parse_trigger};
 use std::ops::Range;
 
 /// A text's instructions, by stage.
@@ -62,6 +62,8 @@ pub struct Origin {
     pub keyword_bytes: Range<usize>,
     /// Where each of the words is.
     pub word_bytes: Vec<Range<usize>>,
+    /// Where each of the flags is, with its text.
+    pub flags: Vec<crate::parser::Word>,
 }
 
 /// An instruction of a stage.

@@ -48,24 +48,37 @@ enum Parsed {
 pub(crate) fn parse_all(file: &Dockerfile, lint: &Linter) -> Result<Program, Fault> {
     let mut program = Program::default();
     for node in &file.nodes {
-        let parsed = parse(node, lint).map_err(|fault| {
-            fault.at(&node.location()).during(format!("dockerfile parse error on line {}", node.lines.start))
-        })?;
-        match parsed {
-            Parsed::Stage(stage) => program.stages.push(stage),
-            Parsed::Instruction(instruction) => match (program.stages.last_mut(), instruction.kind) {
-                (None, Kind::Arg(args)) => program.globals.push(GlobalArg { origin: instruction.origin, args }),
-                (None, _) => {
-                    let fault = Fault::new("no build stage in current context").at(&node.location());
-                    return Err(fault.on(Some(node.keyword.bytes.clone())));
-                }
-                (Some(stage), kind) => {
-                    stage.instructions.push(Instruction { origin: instruction.origin, kind });
-                }
-            },
-        }
+        add_node(&mut program, node, lint)?;
     }
     Ok(program)
+}
+
+/// Parses as many of a text's instructions as can be parsed, and says all that is wrong with the others.
+pub(crate) fn parse_lenient(file: &Dockerfile) -> (Program, Vec<Fault>) {
+    let mut program = Program::default();
+    let add = |node| add_node(&mut program, node, &Linter::silent()).err();
+    let faults = file.nodes.iter().filter_map(add).collect();
+    (program, faults)
+}
+
+fn add_node(program: &mut Program, node: &Node, lint: &Linter) -> Result<(), Fault> {
+    let parsed = parse(node, lint).map_err(|fault| {
+        fault.at(&node.location()).during(format!("dockerfile parse error on line {}", node.lines.start))
+    })?;
+    match parsed {
+        Parsed::Stage(stage) => program.stages.push(stage),
+        Parsed::Instruction(instruction) => match (program.stages.last_mut(), instruction.kind) {
+            (None, Kind::Arg(args)) => program.globals.push(GlobalArg { origin: instruction.origin, args }),
+            (None, _) => {
+                let fault = Fault::new("no build stage in current context").at(&node.location());
+                return Err(fault.on(Some(node.keyword.bytes.clone())));
+            }
+            (Some(stage), kind) => {
+                stage.instructions.push(Instruction { origin: instruction.origin, kind });
+            }
+        },
+    }
+    Ok(())
 }
 
 /// Parses the instruction of an `ONBUILD`, as if it stood at the place of the stage that it is run for.
@@ -84,6 +97,7 @@ pub(crate) fn parse_trigger(text: &str, place: &[Span]) -> Result<Instruction, F
             // The bytes are those of the trigger's own text.
             instruction.origin.keyword_bytes = 0..0;
             instruction.origin.word_bytes.clear();
+            instruction.origin.flags.clear();
             Ok(instruction)
         }
         Parsed::Stage(_) => Err(Fault::new("*instructions.Stage is not a command type").at(&node.location())),
@@ -158,6 +172,7 @@ impl Request<'_> {
             comments: node.comments.clone(),
             keyword_bytes: node.keyword.bytes.clone(),
             word_bytes: node.words.iter().map(|word| word.bytes.clone()).collect(),
+            flags: node.flags.clone(),
         }
     }
 

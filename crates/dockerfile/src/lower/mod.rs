@@ -327,3 +327,8 @@ fn warnings(findings: &[Finding], text: Option<&SourceText>) -> Vec<Warning> {
     };
     findings.iter().map(warning).collect()
 }
+
+/// Tells whether this front end does for the one that `# syntax=` names.
+pub(crate) fn is_builtin_syntax(image: &str) -> bool {
+    syntax::is_builtin(image)
+}

@@ -90,12 +90,31 @@ impl Node {
 
 /// Parses a text.
 pub(crate) fn parse(text: &str) -> Result<Dockerfile, Fault> {
+    let mut faults = Vec::new();
+    let mut file = Dockerfile { escape: '\\', ..Dockerfile::default() };
+    let end = parse_into(text, &mut file, &mut faults);
+    match faults.into_iter().next() {
+        Some(first) => Err(first),
+        None => end.map(|()| file),
+    }
+}
+
+/// Parses as much of a text as can be parsed, and says all that is wrong with it.
+pub(crate) fn parse_all(text: &str) -> (Dockerfile, Vec<Fault>) {
+    let mut faults = Vec::new();
+    let mut file = Dockerfile { escape: '\\', ..Dockerfile::default() };
+    let end = parse_into(text, &mut file, &mut faults);
+    faults.extend(end.err());
+    (file, faults)
+}
+
+/// Parses a text. Instructions that can't be parsed go to the faults; what ends the parsing is returned.
+fn parse_into(text: &str, file: &mut Dockerfile, faults: &mut Vec<Fault>) -> Result<(), Fault> {
     if text.len() > MAX_SIZE {
         return Err(Fault::new(format!("the Dockerfile is larger than {} MiB", MAX_SIZE >> 20)));
     }
     let mut lines = Lines::new(text);
     let mut directives = Directives::default();
-    let mut file = Dockerfile { escape: '\\', ..Dockerfile::default() };
     let mut comments: Vec<String> = Vec::new();
     while let Some(raw) = lines.next() {
         let raw = if lines.number == 1 { raw.without_bom() } else { raw };
@@ -146,14 +165,24 @@ pub(crate) fn parse(text: &str) -> Result<Dockerfile, Fault> {
         }
         let end = lines.number;
         let here = |fault: Fault| fault.at(&line_spans(start, end)).on(Some(logical.range(0..logical.text.len())));
-        let mut node = line::parse_node(&logical, file.escape).map_err(here)?;
-        if node.can_have_heredocs() && logical.text.contains("<<") {
-            node.heredocs = heredoc::find(&logical.text).map_err(here)?;
-            for heredoc in &mut node.heredocs {
-                if !heredoc::read(heredoc, &mut lines) {
-                    let fault = Fault::new("unterminated heredoc").at(&line_spans(start, lines.number));
-                    return Err(fault.on(Some(logical.range(0..logical.text.len()))));
-                }
+        let parsed = line::parse_node(&logical, file.escape).and_then(|mut node| {
+            if node.can_have_heredocs() && logical.text.contains("<<") {
+                node.heredocs = heredoc::find(&logical.text)?;
+            }
+            Ok(node)
+        });
+        let mut node = match parsed {
+            Ok(node) => node,
+            Err(fault) => {
+                faults.push(here(fault));
+                comments.clear();
+                continue;
+            }
+        };
+        for heredoc in &mut node.heredocs {
+            if !heredoc::read(heredoc, &mut lines) {
+                let fault = Fault::new("unterminated heredoc").at(&line_spans(start, lines.number));
+                return Err(fault.on(Some(logical.range(0..logical.text.len()))));
             }
         }
         node.lines = Span { start, end: lines.number };
@@ -161,14 +190,14 @@ pub(crate) fn parse(text: &str) -> Result<Dockerfile, Fault> {
         file.nodes.push(node);
     }
     let last = line_spans(lines.number, 0);
-    if file.nodes.is_empty() {
+    if file.nodes.is_empty() && faults.is_empty() {
         return Err(Fault::new("file with no instructions").at(&last));
     }
     if lines.too_long {
         let fault = Fault::new(format!("dockerfile line greater than max allowed size of {}", MAX_LINE - 1));
         return Err(fault.at(&last));
     }
-    Ok(file)
+    Ok(())
 }
 
 /// Takes a line for a directive if it is one.

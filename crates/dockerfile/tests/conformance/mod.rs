@@ -34,13 +34,20 @@ pub struct Report {
     pub failures: Vec<String>,
 }
 
+/// Reads the records of a file.
+pub fn records(file: &Path) -> Result<Vec<Value>, Box<dyn std::error::Error>> {
+    let bytes = std::fs::read(file)?;
+    let text = if file.extension().is_some_and(|e| e == "zst") { zstd::decode_all(&bytes[..])? } else { bytes };
+    let lines = text.split(|b| *b == b'\n').enumerate().filter(|(_, line)| !line.is_empty());
+    lines
+        .map(|(number, line)| Ok(serde_json::from_slice(line).map_err(|e| format!("line {}: {e}", number + 1))?))
+        .collect()
+}
+
 impl Report {
     /// Reads a file of records.
     pub fn read(&mut self, file: &Path) -> Result<(), Box<dyn std::error::Error>> {
-        let bytes = std::fs::read(file)?;
-        let text = if file.extension().is_some_and(|e| e == "zst") { zstd::decode_all(&bytes[..])? } else { bytes };
-        for (number, line) in text.split(|b| *b == b'\n').enumerate().filter(|(_, line)| !line.is_empty()) {
-            let record: Value = serde_json::from_slice(line).map_err(|e| format!("line {}: {e}", number + 1))?;
+        for record in records(file)? {
             let name = |key: &str| record[key].as_str().unwrap_or_default().to_owned();
             if record.get("word").is_some() {
                 words::compare(self, &record);
@@ -99,7 +106,7 @@ impl fmt::Display for Report {
 }
 
 /// Returns the record's Dockerfile.
-pub(crate) fn dockerfile(record: &Value) -> Vec<u8> {
+pub fn dockerfile(record: &Value) -> Vec<u8> {
     let text = record["dockerfile"].as_str().unwrap_or_default();
     if record["base64"] == true {
         use base64::Engine as _;
