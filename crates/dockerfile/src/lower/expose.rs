@@ -20,7 +20,8 @@ impl Lowering<'_> {
         let mut ports = Vec::new();
         for word in &words {
             let (range, protocol) = parse(step, word)?;
-            self.spend(range.clone().count() * 8)?;
+            // A port takes more in the image than in the text.
+            self.spend(range.clone().count() * 64)?;
             ports.extend(range.map(|port| format!("{port}/{protocol}")));
         }
         let map = self.stages.list[step.stage].image.config.exposed_ports.get_or_insert_default();

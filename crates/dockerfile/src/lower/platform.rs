@@ -24,8 +24,11 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-/// All that variables expand to, and all that steps carry, may not be larger than this.
+/// All that variables expand to, that steps carry and that stages take over may not be larger than this.
 const MAX_EXPANDED: usize = 128 << 20;
+
+/// What an entry of an image's history takes, about.
+const ENTRY_SIZE: usize = 256;
 
 /// Arguments that steer the build and are no variables of it.
 const NO_VARIABLES: [&str; 2] = ["BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SCAN_STAGE"];
@@ -127,7 +130,9 @@ impl Lowering<'_> {
         self.spent.set(spent);
         if spent > MAX_EXPANDED {
             let limit = MAX_EXPANDED >> 20;
-            return Err(Fault::new(format!("with its variables expanded the build is larger than {limit} MiB")));
+            return Err(Fault::new(format!(
+                "the build is larger than {limit} MiB when variables are expanded and stages put together"
+            )));
         }
         Ok(())
     }
@@ -450,7 +455,7 @@ impl Lowering<'_> {
             self.resolve_bases(&reachable)?;
             let mut has_new = false;
             for &index in &reachable {
-                self.inherit(index);
+                self.inherit(index)?;
                 let stage = &mut self.stages.list[index];
                 let mut triggers: Vec<String> = stage.image.config.on_build.clone().unwrap_or_default();
                 let base = stage.base;
@@ -496,10 +501,15 @@ impl Lowering<'_> {
     }
 
     /// Takes over what a stage has from its base stage.
-    fn inherit(&mut self, index: usize) {
-        let Some(base) = self.stages.list[index].base else { return };
+    fn inherit(&mut self, index: usize) -> Result<(), Fault> {
+        let Some(base) = self.stages.list[index].base else { return Ok(()) };
+        let taken = &self.stages.list[base];
+        let entries = taken.image.history.as_ref().map_or(0, Vec::len)
+            + taken.build_args.len()
+            + taken.image.config.env.as_ref().map_or(0, Vec::len);
+        self.spend(entries * ENTRY_SIZE).map_err(|fault| fault.at(&self.stages.list[index].place))?;
         let (before, after) = self.stages.list.split_at_mut(index);
-        let (Some(base), Some(stage)) = (before.get(base), after.first_mut()) else { return };
+        let (Some(base), Some(stage)) = (before.get(base), after.first_mut()) else { return Ok(()) };
         stage.state.clone_from(&base.state);
         stage.platform.clone_from(&base.platform);
         stage.image.clone_from(&base.image);
@@ -508,6 +518,7 @@ impl Lowering<'_> {
         stage.paths = Rc::clone(&base.paths);
         stage.has_workdir = base.has_workdir;
         stage.build_args.extend(base.build_args.iter().cloned());
+        Ok(())
     }
 
     fn resolve_bases(&mut self, reachable: &BTreeSet<usize>) -> Result<(), Stop> {
@@ -665,7 +676,7 @@ impl Lowering<'_> {
             if skip && !self.task.all_stages {
                 continue;
             }
-            self.inherit(index);
+            self.inherit(index)?;
             self.begin_stage(index)?;
             for command in self.stages.list[index].commands.clone() {
                 let place = &command.instruction.origin.place;
