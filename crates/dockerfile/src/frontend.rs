@@ -204,8 +204,6 @@ pub struct Build {
     pub warnings: Vec<Warning>,
     /// The front end that the text names with `# syntax=` and for which this one stands in: to be said once.
     pub builtin_syntax: Option<String>,
-    /// The SBOM scanner's image and its parameters, if an SBOM was asked for.
-    pub sbom_scanner: Option<(String, BTreeMap<String, String>)>,
 }
 
 /// The build for one platform.
@@ -223,10 +221,19 @@ pub struct PlatformBuild {
     pub base_config: Option<ImageConfig>,
     /// `SOURCE_DATE_EPOCH`, in seconds.
     pub epoch: Option<i64>,
-    /// For the SBOM scanner: the build context and stages (by name) that are to be scanned as well.
-    pub scan: BTreeMap<String, pb::Definition>,
-    /// The scan must not come from the cache.
-    pub scan_without_cache: bool,
+    /// Attestations to be made of the result: solve each definition, and add its reference to the result.
+    pub attestations: Vec<Attestation>,
+}
+
+/// A container that says something of a result: its output is a bundle of in-toto statements.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Attestation {
+    /// The statements' predicate.
+    pub predicate_type: String,
+    /// What to solve.
+    pub definition: pb::Definition,
+    /// Metadata of the attestation.
+    pub metadata: BTreeMap<String, Vec<u8>>,
 }
 
 impl Build {

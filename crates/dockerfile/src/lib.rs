@@ -41,6 +41,7 @@ pub fn program(text: &[u8]) -> Result<instruction::Program, Error> {
 
 pub use check::{CheckOptions, Diagnostic, Report, Severity, args, check, stages};
 pub use frontend::{
-    Answers, Build, Caps, Error, ErrorKind, FilesAnswer, FilesQuery, Forward, ImageAnswer, ImageQuery, Need, OciStore,
-    PlatformBuild, Request, SourceAnswer, SourceQuery, SourceText, Span, Step, Subresult, Warning, lower,
+    Answers, Attestation, Build, Caps, Error, ErrorKind, FilesAnswer, FilesQuery, Forward, ImageAnswer, ImageQuery,
+    Need, OciStore, PlatformBuild, Request, SourceAnswer, SourceQuery, SourceText, Span, Step, Subresult, Warning,
+    lower,
 };

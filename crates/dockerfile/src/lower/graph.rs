@@ -30,6 +30,8 @@ pub(crate) struct Meta {
     pub(crate) linux_resources: Option<pb::LinuxResources>,
     /// Where in the Dockerfile it is from.
     pub(crate) place: Option<Vec<Span>>,
+    /// Where in other texts it is from: their numbers in the graph, and the ranges.
+    given_places: Vec<(usize, Vec<pb::Range>)>,
 }
 
 impl Meta {
@@ -68,6 +70,8 @@ pub(crate) struct Exec {
     pub(crate) agents: Vec<pb::Mount>,
     pub(crate) platform: Option<Platform>,
     pub(crate) caps: BTreeSet<&'static str>,
+    /// `PATH` is not to be seen to.
+    pub(crate) has_own_path: bool,
 }
 
 /// A mount of a process, but for secrets and agents.
@@ -140,6 +144,8 @@ struct Vertex {
 #[derive(Debug, Default)]
 pub(crate) struct Graph {
     vertices: Vec<Vertex>,
+    /// Texts of definitions that were given.
+    texts: Vec<pb::SourceInfo>,
 }
 
 /// What holds for all ops of a definition.
@@ -194,6 +200,8 @@ impl Graph {
         let mut known: HashMap<String, usize> = HashMap::new();
         let mut last: Option<(Output, Option<Platform>)> = None;
         let mut platforms: HashMap<usize, Option<Platform>> = HashMap::new();
+        let texts = self.texts.len();
+        self.texts.extend(definition.source.iter().flat_map(|source| source.infos.iter().cloned()));
         for bytes in &definition.def {
             let op = pb::Op::decode(bytes.as_slice()).map_err(|e| format!("failed to parse llb proto op: {e}"))?;
             let mut inputs = Vec::with_capacity(op.inputs.len());
@@ -216,6 +224,7 @@ impl Graph {
                 progress_group: md.progress_group,
                 linux_resources: md.linux_resources,
                 place: None,
+                given_places: self.places(definition, &digest, texts)?,
             };
             let kind = Kind::Given { bytes: bytes.clone(), inputs, caps: md.caps, export_cache: md.export_cache };
             let output = self.add(kind, meta);
@@ -223,6 +232,25 @@ impl Graph {
             known.insert(digest, output.vertex);
         }
         Ok(last)
+    }
+
+    /// Where a vertex of a given definition is from.
+    fn places(
+        &self,
+        definition: &pb::Definition,
+        digest: &str,
+        first_text: usize,
+    ) -> Result<Vec<(usize, Vec<pb::Range>)>, Fault> {
+        let known = definition.source.as_ref().and_then(|source| source.locations.get(digest));
+        let mut places = Vec::new();
+        for location in known.iter().flat_map(|known| &known.locations) {
+            let index = usize::try_from(location.source_index).ok().map(|index| first_text + index);
+            let index = index
+                .filter(|index| *index < self.texts.len())
+                .ok_or_else(|| Fault::new(format!("failed to find source map with index {}", location.source_index)))?;
+            places.push((index, location.ranges.clone()));
+        }
+        Ok(places)
     }
 
     /// Follows outputs that were left open.
@@ -278,6 +306,7 @@ impl Graph {
         let mut encoded: HashMap<usize, Encoded> = HashMap::new();
         let mut digests: HashSet<String> = HashSet::new();
         let mut source = pb::Source::default();
+        let mut own_text: Option<i32> = None;
         let mut size = 0;
         let mut stack = vec![(target.vertex, false)];
         while let Some((vertex, inputs_done)) = stack.pop() {
@@ -295,12 +324,13 @@ impl Graph {
             merge_metadata(entry, meta, &item.caps, &self.vertices[vertex].kind);
             let locations = source.locations.entry(item.digest.clone()).or_default();
             if let (Some(place), Some(text)) = (&meta.place, text) {
-                if source.infos.is_empty() {
-                    source.infos.push(text.to_info());
-                }
-                locations
-                    .locations
-                    .push(pb::Location { source_index: 0, ranges: place.iter().map(|span| span.to_range()).collect() });
+                let ranges = place.iter().map(|span| span.to_range()).collect();
+                let source_index = *own_text.get_or_insert_with(|| text_index(&mut source.infos, &text.to_info()));
+                locations.locations.push(pb::Location { source_index, ranges });
+            }
+            for (given, ranges) in &meta.given_places {
+                let source_index = text_index(&mut source.infos, &self.texts[*given]);
+                locations.locations.push(pb::Location { source_index, ranges: ranges.clone() });
             }
             if digests.insert(item.digest.clone()) {
                 size += item.bytes.len();
@@ -445,7 +475,9 @@ fn encode_exec(
         }
         caps.insert("exec.mount.ssh");
     }
-    if defaults.sets_default_path {
+    if exec.has_own_path {
+        // As it is.
+    } else if defaults.sets_default_path {
         caps.insert("exec.meta.setsdefaultpath");
     } else {
         let os = exec.platform.as_ref().or(defaults.platform.as_ref()).map_or("linux", |p| &p.os);
@@ -573,6 +605,16 @@ fn merge_metadata(entry: &mut pb::OpMetadata, meta: &Meta, caps: &BTreeMap<Strin
     if let Kind::Given { export_cache: Some(export), .. } = kind {
         entry.export_cache = Some(*export);
     }
+}
+
+/// Returns the index of a text, which is added once.
+fn text_index(infos: &mut Vec<pb::SourceInfo>, info: &pb::SourceInfo) -> i32 {
+    let known = infos.iter().position(|known| known.filename == info.filename && known.data == info.data);
+    let at = known.unwrap_or_else(|| {
+        infos.push(info.clone());
+        infos.len() - 1
+    });
+    i32::try_from(at).unwrap_or(i32::MAX)
 }
 
 /// Returns the digest of a definition's result.

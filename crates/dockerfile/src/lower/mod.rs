@@ -15,6 +15,7 @@ mod options;
 mod outline;
 mod platform;
 mod run;
+mod sbom;
 mod stage;
 mod state;
 mod subrequest;
@@ -32,6 +33,7 @@ use bud_image::Platform;
 use context::Context;
 use options::Options;
 use platform::{Lowered, Task};
+use sbom::Scanner;
 use std::collections::BTreeSet;
 use world::{Stop, World};
 
@@ -109,10 +111,17 @@ fn run(
         list => list.iter().cloned().map(Some).collect(),
     };
     let mut missing = false;
+    let scanner = match Scanner::find(world, &options) {
+        Err(Stop::Need) => {
+            missing = true;
+            None
+        }
+        found => found?,
+    };
     for (i, target) in targets.iter().enumerate() {
         // What is wrong is the same for every platform: it is said once.
         let lint = if i == 0 { linter.clone() } else { Linter::silent() };
-        match build_platform(world, &options, &context, source, target.clone(), &lint) {
+        match build_platform(world, &options, &context, source, target.clone(), &lint, scanner.as_ref()) {
             Ok(platform) => build.platforms.push(platform),
             Err(Stop::Need) => missing = true,
             Err(stop) => return Err(stop.into()),
@@ -122,7 +131,6 @@ fn run(
         return Err(Stop::Need.into());
     }
     build.warnings = warnings(&linter.findings(), Some(source));
-    build.sbom_scanner = options.sbom.clone();
     Ok(Step::Build(Box::new(build)))
 }
 
@@ -204,37 +212,27 @@ fn build_platform(
     text: &SourceText,
     target: Option<Platform>,
     lint: &Linter,
+    scanner: Option<&Scanner>,
 ) -> Result<PlatformBuild, Stop> {
     let parsed = parse(&text.data, lint)?;
     let task = task(world, options, context, text, &parsed, target.clone(), false);
-    let Lowered { lowering, target: index } = platform::lower(&task, lint)?;
-    let stage = &lowering.stages.list[index];
-    let definition = lowering.encode(stage.state.output)?;
-    let mut scan = std::collections::BTreeMap::new();
-    let mut scanned_no_cache = stage.ignores_cache;
-    if options.sbom.is_some() {
-        if stage.scan_context {
-            scan.insert("context".to_owned(), lowering.encode(Some(lowering.context))?);
-        }
-        for other in lowering.stages.reachable(index).into_iter().filter(|other| *other != index) {
-            let other = &lowering.stages.list[other];
-            if other.scan_stage {
-                scan.insert(other.shown.clone(), lowering.encode(other.state.output)?);
-                scanned_no_cache |= other.ignores_cache;
-            }
-        }
-    }
-    let exported = export_platform(target.unwrap_or_else(Platform::host), &stage.image);
-    Ok(PlatformBuild {
-        id: exported.0,
-        platform: exported.1,
-        definition,
+    let mut lowered = platform::lower(&task, lint)?;
+    let Lowered { lowering, target: index } = &lowered;
+    let stage = &lowering.stages.list[*index];
+    let (id, platform) = export_platform(target.unwrap_or_else(Platform::host), &stage.image);
+    let mut build = PlatformBuild {
+        id,
+        platform,
+        definition: lowering.encode(stage.state.output)?,
         config: stage.image.clone(),
         base_config: stage.base_image.clone(),
         epoch: lowering.epoch,
-        scan,
-        scan_without_cache: scanned_no_cache,
-    })
+        attestations: Vec::new(),
+    };
+    if let Some(scanner) = scanner {
+        build.attestations.push(scanner.scan(&mut lowered, options, &build.id)?);
+    }
+    Ok(build)
 }
 
 fn task<'a>(

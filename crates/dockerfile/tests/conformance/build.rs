@@ -105,6 +105,17 @@ fn compare_build(report: &mut Report, label: &str, record: &Value, want: &Value)
         }
         differs = differs.or_else(|| definition_difference(want, got));
     }
+    for (platform, wanted) in want["attestations"].as_object().into_iter().flatten() {
+        let ours = build.platforms.iter().find(|p| p.id == *platform);
+        let ours = ours.map(|p| p.attestations.as_slice()).unwrap_or_default();
+        let wanted = wanted.as_array().map(Vec::as_slice).unwrap_or_default();
+        if wanted.len() != ours.len() {
+            differs.get_or_insert_with(|| format!("wanted {} attestations, got {}", wanted.len(), ours.len()));
+        }
+        for (wanted, ours) in wanted.iter().zip(ours) {
+            differs = differs.or_else(|| definition_difference(&wanted["definition"], &ours.definition));
+        }
+    }
     let vertices = (passed != total).then(|| format!("{passed} of {total}"));
     report.count_many("llb_vertices", label, passed, total, vertices);
     if differs.is_none() && !is_unstable(record, "/build/images") {
