@@ -66,7 +66,7 @@ pub(super) fn all(text: &str, options: &CheckOptions) -> Vec<Diagnostic> {
     for (index, stage) in program.stages.iter().enumerate() {
         for instruction in &stage.instructions {
             check_words(instruction, lexer, &mut out);
-            check_mounts(instruction, &mut out);
+            check_mounts(text, instruction, &mut out);
             check_copy_source(&program, index, instruction, options, &mut out);
         }
     }
@@ -91,9 +91,25 @@ fn of_fault(text: &str, fault: Fault) -> Diagnostic {
         Some((message, word)) => (message, did_you_mean(word.strip_suffix("?)").map(str::to_owned))),
         None => (message, None),
     };
+    let help = match (help, message.starts_with("unknown flag: ")) {
+        (Some(help), true) => Some(help.replacen("mean ", "mean --", 1)),
+        (help, _) => help,
+    };
     let line = fault.places.iter().flatten().map(|span| span.start).next();
     let span = fault.bytes.filter(|s| !s.is_empty()).or_else(|| line_span(text, line?));
+    let span = span.map(|span| narrow(text, span, message));
     diagnostic(Severity::Error, message.to_owned(), span, help)
+}
+
+/// Narrows a place to the word that the message names.
+fn narrow(text: &str, span: Range<usize>, message: &str) -> Range<usize> {
+    let quoted = |mark: char| message.split(mark).nth(1).filter(|word| !word.is_empty());
+    let named = message.strip_prefix("unknown flag: ").or_else(|| quoted('"')).or_else(|| quoted('\''));
+    let (Some(word), Some(within)) = (named, text.get(span.clone())) else { return span };
+    match within.rfind(word) {
+        Some(at) => span.start + at..span.start + at + word.len(),
+        None => span,
+    }
 }
 
 /// Returns where the text of a line is.
@@ -229,14 +245,14 @@ fn check_words(instruction: &Instruction, lexer: Lexer, out: &mut Vec<Diagnostic
     }
 }
 
-fn check_mounts(instruction: &Instruction, out: &mut Vec<Diagnostic>) {
+fn check_mounts(text: &str, instruction: &Instruction, out: &mut Vec<Diagnostic>) {
     let Kind::Run(run) = &instruction.kind else { return };
-    for text in run.mounts.iter().filter(|text| !text.contains('$')) {
-        if let Err(message) = mount::parse(text) {
-            let flag = format!("--mount={text}");
+    for written in run.mounts.iter().filter(|written| !written.contains('$')) {
+        if let Err(message) = mount::parse(written) {
+            let flag = format!("--mount={written}");
             let written = instruction.origin.flags.iter().find(|word| word.text == flag);
             let fault = Fault::new(message).on(written.map(|word| word.bytes.clone()));
-            out.push(of_fault("", fault));
+            out.push(of_fault(text, fault));
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::fault::Fault;
 use crate::parser::Word;
-use crate::text::suggest::with_nearest;
+use crate::text::suggest::{by_likeness, with_nearest};
 
 /// What kind of value a flag has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +37,7 @@ impl Flags {
         let shown = format!("--{name}");
         let Some((_, kind)) = known.iter().find(|(known, _)| *known == name) else {
             let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
-            return Err(with_nearest(format!("unknown flag: {shown}"), name, &names, true));
+            return Err(with_nearest(format!("unknown flag: {shown}"), name, &by_likeness(name, &names), true));
         };
         if *kind != FlagKind::List && self.has(name) {
             return Err(format!("duplicate flag specified: {shown}"));

@@ -4,7 +4,7 @@ use crate::fault::Fault;
 use crate::text::csv;
 use crate::text::number::{parse_bool, parse_size, parse_uint};
 use crate::text::quote::quote;
-use crate::text::suggest::with_nearest;
+use crate::text::suggest::{by_likeness, with_nearest};
 
 /// What is mounted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -161,7 +161,7 @@ pub(crate) fn parse_mount(text: &str, expand: &mut dyn FnMut(&str) -> Result<Str
                 let name = value.to_lowercase();
                 let found = KINDS.iter().find(|(kind, _)| *kind == name);
                 mount.kind = found.map(|(_, kind)| *kind).ok_or_else(|| {
-                    let names = KINDS.map(|(name, _)| name);
+                    let names = by_likeness(&value, &KINDS.map(|(name, _)| name));
                     with_nearest(format!("unsupported mount type {}", quote(&value)), &value, &names, true)
                 })?;
             }
@@ -178,7 +178,7 @@ pub(crate) fn parse_mount(text: &str, expand: &mut dyn FnMut(&str) -> Result<Str
                 let name = value.to_lowercase();
                 let found = SHARING.iter().find(|(mode, _)| *mode == name);
                 mount.sharing = Some(found.map(|(_, mode)| *mode).ok_or_else(|| {
-                    let names = SHARING.map(|(name, _)| name);
+                    let names = by_likeness(&value, &SHARING.map(|(name, _)| name));
                     with_nearest(format!("unsupported sharing value {}", quote(&value)), &value, &names, true)
                 })?);
             }

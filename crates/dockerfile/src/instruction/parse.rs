@@ -13,7 +13,7 @@ use crate::parser::{Dockerfile, Node, heredoc};
 use crate::text::duration;
 use crate::text::number::parse_int;
 use crate::text::quote::quote;
-use crate::text::suggest::with_nearest;
+use crate::text::suggest::{by_likeness, with_nearest};
 use bud_image::config::Healthcheck;
 
 /// All keywords.
@@ -150,7 +150,12 @@ fn parse(node: &Node, lint: &Linter) -> Result<Parsed, Fault> {
         "workdir" => Kind::Workdir(request.exactly_one("WORKDIR")?),
         _ => {
             let keyword = &node.keyword.text;
-            let message = with_nearest(format!("unknown instruction: {keyword}"), keyword, &KEYWORDS, false);
+            let message = with_nearest(
+                format!("unknown instruction: {keyword}"),
+                keyword,
+                &by_likeness(keyword, &KEYWORDS),
+                false,
+            );
             return Err(Fault::new(message).on(Some(node.keyword.bytes.clone())));
         }
     };

@@ -16,7 +16,7 @@ use crate::shell::{Lexer, Vars};
 use crate::text::number::{parse_bool, parse_int};
 use crate::text::path;
 use crate::text::quote::quote;
-use crate::text::suggest::{nearest, with_nearest};
+use crate::text::suggest::{by_likeness, nearest, with_nearest};
 use bud_image::{ImageConfig, ImageRef, Platform};
 use bud_patterns::PatternMatcher;
 use bud_protocol::pb;
@@ -335,7 +335,7 @@ impl Lowering<'_> {
         let mut known: Vec<&str> = self.outline.args.keys().map(String::as_str).collect();
         known.extend(self.globals.names());
         for name in unmatched.iter().filter(|name| !known.contains(&name.as_str())) {
-            let hint = nearest(name, &known, true);
+            let hint = nearest(name, &by_likeness(name, &known), true);
             let message = say::undefined_from_arg(name, hint.as_deref());
             lint.report(&rules::UNDEFINED_ARG_IN_FROM, place, message);
         }

@@ -30,6 +30,25 @@ pub(crate) fn nearest<S: AsRef<str>>(word: &str, options: &[S], case_sensitive: 
     })
 }
 
+/// Puts the options first that a slip of the fingers turns into the word: two neighbours exchanged.
+///
+/// For lists whose order means nothing: of several that are equally near, [`nearest`] takes the first.
+pub(crate) fn by_likeness<'a>(word: &str, options: &[&'a str]) -> Vec<&'a str> {
+    let sorted = |text: &str| {
+        let mut letters: Vec<char> = text.to_lowercase().chars().collect();
+        letters.sort_unstable();
+        letters
+    };
+    let letters = sorted(word);
+    let first = word.chars().next().map(|c| c.to_ascii_lowercase());
+    let mut options = options.to_vec();
+    options.sort_by_key(|option| {
+        let begins_other = option.chars().next().map(|c| c.to_ascii_lowercase()) != first;
+        (sorted(option) != letters, begins_other)
+    });
+    options
+}
+
 /// Adds the nearest word to a message.
 pub(crate) fn with_nearest<S: AsRef<str>>(message: String, word: &str, options: &[S], case_sensitive: bool) -> String {
     match nearest(word, options, case_sensitive) {
@@ -74,5 +93,7 @@ mod tests {
         assert_eq!(nearest("RUN", &all, false), None);
         assert_eq!(nearest("nothing", &all, false), None);
         assert_eq!(nearest("mont", &["mount"], true).as_deref(), Some("mount"));
+        let keywords = by_likeness("RNU", &["ENV", "RUN"]);
+        assert_eq!(nearest("RNU", &keywords, false).as_deref(), Some("RUN"));
     }
 }
