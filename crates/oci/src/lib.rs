@@ -7,5 +7,6 @@
 
 pub mod auth_config;
 pub mod codec;
+pub mod layout;
 pub mod registry;
 pub mod tar;
