@@ -30,6 +30,8 @@ pub struct ContextTree {
     root: OwnedFd,
     top: Node,
     listed: SystemTime,
+    /// Dropped with the tree.
+    _held: Option<Box<dyn std::any::Any + Send + Sync>>,
 }
 
 /// An entry of a context, for listings.
@@ -68,7 +70,7 @@ impl ContextTree {
         let mut top = scan(walked, b"", &filter)?;
         disown(&mut top);
         top.meta.mode = 0o755;
-        Ok(Self { root, top, listed })
+        Ok(Self { root, top, listed, _held: None })
     }
 
     /// Opens a path within the directory; symbolic links lead nowhere else.
@@ -77,6 +79,13 @@ impl ContextTree {
     /// As `openat2(2)` has them.
     pub fn open_path(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd, rustix::io::Errno> {
         crate::tree::open_in_root(self.root.as_fd(), path, flags)
+    }
+
+    /// Keeps something as long as the tree, such as a lock that keeps others from changing it.
+    #[must_use]
+    pub fn holding(mut self, held: impl std::any::Any + Send + Sync) -> Self {
+        self._held = Some(Box::new(held));
+        self
     }
 
     pub(crate) fn root_fd(&self) -> BorrowedFd<'_> {

@@ -3,15 +3,15 @@
 //! If the client handed over a descriptor of it ([`crate::descriptors`]), it is read in place. Otherwise its files are
 //! received over the session (DiffCopy), incrementally into what was received last time under the same shared key.
 
-use super::{Pin, PinKey, SourceCx};
+use super::{Pin, PinKey, SourceCx, private_cache_id};
 use crate::sessions::session_error;
-use crate::value::{Value, blocking, file_error, store_error};
+use crate::value::{Value, blocking, file_error};
 use bud_protocol::errors::BuildError;
-use bud_session::SessionError;
 use bud_session::daemon::DirRequest;
-use bud_session::fsutil::ReceiveOptions;
+use bud_session::fsutil::{Differ, ReceiveOptions};
+use bud_session::{Session, SessionError};
 use bud_store::context::ContextOptions;
-use bud_store::{ContextTree, Info, RecordType, Snapshot};
+use bud_store::{CacheMount, ContextTree, Sharing};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -94,39 +94,67 @@ impl LocalSource {
         self.receive(cx).await
     }
 
-    /// Receives the files into a layer of their own.
+    /// Receives the files into the directory that holds what was received under the same shared key before, so that only what
+    /// differs comes over. It is read in place after that, and nobody else's while the tree lives: another transfer under the key meanwhile gets a
+    /// directory of its own.
     async fn receive(&self, cx: &SourceCx) -> Result<Value, BuildError> {
-        let store = &cx.daemon.store;
-        let draft = store.draft(&Snapshot::scratch()).map_err(store_error)?;
         let request = DirRequest {
             name: self.name.clone(),
             include: self.options.include.clone(),
             exclude: self.options.exclude.clone(),
             follow: self.options.follow.clone(),
         };
-        let status = cx.progress.status(format!("transferring {}:", self.name));
+        let differ = if self.differ { Differ::Metadata } else { Differ::None };
+        let status = Arc::new(cx.progress.status(format!("transferring {}:", self.name)));
         let sessions = cx.sessions.clone();
-        let (upper, wanted, request) = (draft.upper(), &self.session, &request);
+        let (wanted, request) = (&self.session, &request);
         let received = sessions.any(|session| {
-            let dest = std::fs::File::open(&upper)
-                .map_err(|source| SessionError::Io { doing: format!("open {}", upper.display()), source });
+            let status = Arc::clone(&status);
             async move {
                 if !wanted.is_empty() && session.id() != wanted {
                     return Err(SessionError::Missing(wanted.clone()));
                 }
-                session.diff_copy(request, dest?.into(), ReceiveOptions::default()).await
+                let dir = self.kept_directory(cx, &session).await?;
+                let path = dir.path();
+                let dest = std::fs::File::open(&path)
+                    .map_err(|source| SessionError::Io { doing: format!("open {}", path.display()), source })?;
+                let told = Arc::clone(&status);
+                let options = ReceiveOptions {
+                    differ,
+                    progress: Some(Arc::new(move |bytes| told.set(bytes))),
+                    ..ReceiveOptions::default()
+                };
+                let received = session.diff_copy(request, dest.into(), options).await?;
+                status.set(received.bytes);
+                Ok(dir)
             }
         });
-        let received = received
+        let dir = received
             .await
             .map_err(|e| session_error(e).context(format!("failed to read the client's directory {:?}", self.name)))?;
-        status.set(received.bytes);
         drop(status);
-        let description = format!("local source for {}", self.name);
+        let name = self.name.clone();
         blocking(move || {
-            let info = Info { description, record_type: RecordType::LocalSource };
-            draft.commit(&info).map(Value::kept).map_err(store_error)
+            let path = dir.path();
+            let root =
+                std::fs::File::open(&path).map_err(|e| BuildError::other(format!("open {}: {e}", path.display())))?;
+            let tree = ContextTree::open(root.into(), &ContextOptions::default())
+                .map_err(|e| file_error(e).context(format!("failed to read the received directory {name:?}")))?;
+            Ok(Value::Context(Arc::new(tree.holding(dir))))
         })
         .await
+    }
+
+    /// Takes the directory of the client's shared key.
+    async fn kept_directory(&self, cx: &SourceCx, session: &Session) -> Result<CacheMount, SessionError> {
+        let store = Arc::clone(&cx.daemon.store);
+        let key = [self.name.as_str(), self.shared_key_hint.as_str(), session.shared_key()].join("\0");
+        let taken = tokio::task::spawn_blocking(move || {
+            let id = private_cache_id(&store, "local", &key)?;
+            store.cache_mount(&id, Sharing::Private, &())
+        });
+        let taken = taken.await.map_err(std::io::Error::other);
+        let taken = taken.and_then(|taken| taken.map_err(std::io::Error::other));
+        taken.map_err(|source| SessionError::Io { doing: "take a directory for received files".into(), source })
     }
 }

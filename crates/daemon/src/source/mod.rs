@@ -90,6 +90,38 @@ pub fn fixed_key(kind: &str, parts: &[&str]) -> Digest {
     Digest::of(text)
 }
 
+/// Returns the id of a cache mount of the daemon's own, which no step can name: it has a random part that only the store knows.
+///
+/// # Errors
+/// The database fails.
+pub fn private_cache_id(store: &bud_store::Store, kind: &str, key: &str) -> Result<String, bud_store::StoreError> {
+    const SECRET: &str = "\0secret of the daemon's own cache mounts";
+    static MAKING: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _one_at_a_time = MAKING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let secret = match store.remembered_tag(SECRET)? {
+        Some((secret, _)) => secret,
+        None => {
+            let mut random = [0u8; 32];
+            let mut filled = 0;
+            while filled < random.len() {
+                match rustix::rand::getrandom(&mut random[filled..], rustix::rand::GetRandomFlags::empty()) {
+                    Ok(more) => filled += more,
+                    Err(rustix::io::Errno::INTR) => {}
+                    Err(source) => {
+                        let path = std::path::PathBuf::from("random numbers");
+                        return Err(bud_store::StoreError::Io { what: "read", path, source: source.into() });
+                    }
+                }
+            }
+            let secret = hex::encode(random);
+            store.remember_tag(SECRET, &secret)?;
+            secret
+        }
+    };
+    // The hash hides the secret, and whatever else the key has, from listings.
+    Ok(format!("{kind} {}", Digest::of(format!("{secret}\0{key}")).hex()))
+}
+
 /// Parses a source op. Everything that can be wrong with it without asking anybody is an error here.
 ///
 /// # Errors
