@@ -13,6 +13,7 @@ pub mod error;
 mod filecopy;
 mod fileindex;
 pub mod fileop;
+mod flatten;
 pub mod image;
 pub mod layer;
 #[cfg(test)]

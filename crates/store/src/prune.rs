@@ -329,6 +329,7 @@ impl Store {
             }
             transaction.commit()?;
         }
+        self.drop_flats_of(id)?;
         drop(pins);
         remove_later(&self.layers_dir().join(id.0.to_string()));
         Ok(true)
@@ -382,6 +383,7 @@ pub(crate) fn drop_dangling(db: &Connection) -> Result<(), StoreError> {
         "DELETE FROM aliases WHERE record NOT IN (SELECT id FROM records);
          DELETE FROM layer_owners WHERE layer NOT IN (SELECT id FROM layers);
          DELETE FROM layer_blobs WHERE layer NOT IN (SELECT id FROM layers);
+         DELETE FROM flats;
          DELETE FROM content WHERE top NOT IN (SELECT id FROM layers);",
     )?;
     Ok(())
@@ -399,7 +401,8 @@ pub(crate) fn clean(store: &Arc<Store>, reserved: i64) -> Result<(), StoreError>
     for name in names(&store.layers_dir()) {
         // Numbers above are drafts of this process.
         if let Ok(id) = name.parse::<i64>()
-            && (id > reserved || known("SELECT 1 FROM layers WHERE id = ?", &id)?)
+            && (id > reserved
+                || known("SELECT 1 FROM layers WHERE id = ?1 UNION ALL SELECT 1 FROM flats WHERE id = ?1", &id)?)
         {
             let work = store.layers_dir().join(&name).join("work");
             if id <= reserved && work.exists() {

@@ -151,6 +151,7 @@ impl Store {
     /// A layer of the parent is gone, or the directory can't be made.
     pub fn draft(self: &Arc<Self>, parent: &Snapshot) -> Result<LayerDraft, StoreError> {
         let pin = self.pin(parent)?;
+        self.ensure_mountable(parent)?;
         let id = self.new_layer_id()?;
         let draft = LayerDraft {
             dir: self.layers_dir().join(id.0.to_string()),
@@ -199,12 +200,6 @@ impl Store {
     /// Returns the directory of a layer's files, as overlay has it.
     pub(crate) fn layer_fs(&self, id: LayerId) -> PathBuf {
         self.layers_dir().join(id.0.to_string()).join("fs")
-    }
-
-    /// Returns the directories of a snapshot for an overlay mount, top first.
-    #[must_use]
-    pub fn lowers(&self, snapshot: &Snapshot) -> Vec<PathBuf> {
-        snapshot.layers().iter().rev().map(|id| self.layer_fs(*id)).collect()
     }
 
     /// Returns a read-only overlay of a snapshot.
@@ -456,6 +451,7 @@ impl LayerDraft {
     /// A layer of the parent is gone, or the files can't be moved.
     pub fn set_parent(&mut self, parent: &Snapshot) -> Result<(), StoreError> {
         self.pin = self.store.pin(parent)?;
+        self.store.ensure_mountable(parent)?;
         self.parent = parent.clone();
         crate::layer::settle(self).map_err(|e| StoreError::Layer(Box::new(e)))?;
         if self.has_root_looks { Ok(()) } else { self.copy_root_attributes() }

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The format of the database that this program writes and reads.
-const FORMAT: i64 = 1;
+const FORMAT: i64 = 2;
 /// So many layer numbers are reserved at once, so that numbers of drafts that a killed daemon left are never used again.
 const RESERVED_IDS: i64 = 1000;
 
@@ -39,8 +39,12 @@ CREATE TABLE images(name TEXT PRIMARY KEY, data TEXT NOT NULL, snapshot TEXT NOT
 CREATE TABLE tags(name TEXT PRIMARY KEY, value TEXT NOT NULL, time INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE cache_mounts(dir TEXT PRIMARY KEY, id TEXT NOT NULL, created INTEGER NOT NULL, last_used INTEGER NOT NULL,
     usage_count INTEGER NOT NULL, size INTEGER) WITHOUT ROWID;
+CREATE TABLE flats(chain TEXT PRIMARY KEY, id INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE builds(ref TEXT PRIMARY KEY, data TEXT NOT NULL, created INTEGER NOT NULL) WITHOUT ROWID;
 ";
+
+/// What a database of an older format lacks.
+const UPGRADE: &str = "CREATE TABLE IF NOT EXISTS flats(chain TEXT PRIMARY KEY, id INTEGER NOT NULL) WITHOUT ROWID;";
 
 /// Says how a store is opened.
 #[derive(Clone, Debug)]
@@ -72,6 +76,7 @@ pub struct Store {
     pub(crate) blob_pins: Mutex<HashMap<bud_image::Digest, usize>>,
     pub(crate) mounts: crate::cachemount::Mounts,
     pub(crate) trees: crate::tree::TreeCache,
+    pub(crate) flats: crate::flatten::Flats,
     pub(crate) indexes: crate::fileindex::Indexes,
     touched: Mutex<HashMap<LayerId, u32>>,
     synced_changes: AtomicI64,
@@ -139,6 +144,7 @@ impl Store {
             blob_pins: Mutex::default(),
             mounts: crate::cachemount::Mounts::default(),
             trees: crate::tree::TreeCache::default(),
+            flats: crate::flatten::Flats::default(),
             indexes: crate::fileindex::Indexes::default(),
             touched: Mutex::default(),
             synced_changes: AtomicI64::new(0),
@@ -466,6 +472,11 @@ fn try_open(path: &Path) -> Result<Connection, StoreError> {
         let found: i64 = connection.query_row("SELECT value FROM meta WHERE key = 'format'", [], |row| row.get(0))?;
         if found > FORMAT {
             return Err(StoreError::Newer { path: path.to_owned(), found, known: FORMAT });
+        }
+        if found < FORMAT {
+            connection.execute_batch(&format!(
+                "BEGIN; {UPGRADE} UPDATE meta SET value = {FORMAT} WHERE key = 'format'; COMMIT;"
+            ))?;
         }
     }
     connection.execute_batch(

@@ -253,6 +253,45 @@ fn what_a_layer_stands_on_is_kept() {
     assert_eq!(fixture.store.prune(&PrunePolicy::default()).unwrap().removed.len(), 3);
 }
 
+/// L04, testLayerLimitOnMounts: more layers than the kernel stacks.
+#[test]
+fn long_chains_are_flattened() {
+    let mut fixture = Fixture::new();
+    let mut snapshot = Snapshot::scratch();
+    for i in 0..850 {
+        let draft = fixture.store.draft(&snapshot).unwrap();
+        match i % 4 {
+            0 => fill(&draft.upper(), &[&format!("d/f{i}=1"), "same=0"]),
+            1 => fill(&draft.upper(), &[&format!("same={i}"), &format!("d{i}/x=1")]),
+            2 => fileop::rm(&draft, &fileop::Rm { path: format!("/d{}", i - 1), ..fileop::Rm::default() }).unwrap(),
+            _ => {
+                let op = fileop::Rm { path: format!("/d/f{}", i - 3), ..fileop::Rm::default() };
+                if i % 8 == 3 {
+                    fileop::rm(&draft, &op).unwrap();
+                }
+            }
+        }
+        snapshot = fixture.commit(draft);
+    }
+    let listed = fixture.list(&snapshot);
+    // Every second `f` was removed; the last `d` was made by layer 849.
+    let files: Vec<String> =
+        (0..850).filter(|i| i % 8 == 4 || (i % 4 == 0 && *i + 3 >= 850)).map(|i| format!("d/f{i}=1")).collect();
+    let mut expected: Vec<String> = ["d/".to_owned(), "d849/".into(), "d849/x=1".into(), "same=849".into()].into();
+    expected.extend(files);
+    expected.sort();
+    let mut sorted = listed.clone();
+    sorted.sort();
+    assert_eq!(sorted, expected);
+    assert!(fixture.store.lowers(&snapshot).len() <= 401);
+    let mut tar = Vec::new();
+    layer::write_tar(&fixture.store, &snapshot, &mut tar, &layer::WriteOptions::default(), &()).unwrap();
+    reopen(&mut fixture);
+    assert_eq!(fixture.list(&snapshot), listed);
+    fixture.store.prune(&PrunePolicy::default()).unwrap();
+    wait_until("directories stay", || std::fs::read_dir(fixture.store.root().join("layers")).unwrap().count() == 0);
+}
+
 #[test]
 fn used_layers_outlive_unused_ones() {
     let mut fixture = Fixture::new();

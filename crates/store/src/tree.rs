@@ -55,6 +55,7 @@ impl Store {
     /// # Errors
     /// A layer is gone, or the overlay can't be mounted.
     pub fn tree(self: &Arc<Self>, snapshot: &Snapshot) -> Result<Tree, StoreError> {
+        self.ensure_mountable(snapshot)?;
         let mut cache = lock(&self.trees.0);
         if let Some(found) = cache.iter().find(|(s, _)| s == snapshot).and_then(|(_, weak)| weak.upgrade()) {
             return Ok(Tree(found));

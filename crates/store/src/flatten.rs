@@ -1,0 +1,158 @@
+//! Chains that are longer than an overlay can be: their lower part is laid together in one directory of hard links.
+
+use crate::StoreError;
+use crate::fileop::FileOpError;
+use crate::layer::LayerError;
+use crate::scan::{Kind, Node, look, open_subdir, scan};
+use crate::snapshot::{LayerId, Snapshot};
+use crate::store::{Store, lock};
+use crate::union::{copy_xattrs, is_opaque, is_whiteout, timestamps};
+use bud_patterns::Filter;
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+/// The kernel stacks 500 directories; so many are left to overlay at most.
+const DIRECT: usize = 400;
+/// A flat directory holds a multiple of so many layers, so that it serves for all chains that go on from there.
+const STEP: usize = 200;
+
+/// The flat directories that there are: which layers, and the number of the directory.
+#[derive(Default)]
+pub(crate) struct Flats {
+    known: Mutex<Option<Vec<(Snapshot, LayerId)>>>,
+    /// One is made at a time.
+    making: Mutex<()>,
+}
+
+impl Store {
+    /// Returns the directories of a snapshot for an overlay mount, top first.
+    #[must_use]
+    pub fn lowers(&self, snapshot: &Snapshot) -> Vec<PathBuf> {
+        let layers = snapshot.layers();
+        let flat = if layers.len() > DIRECT { self.longest_flat(snapshot) } else { None };
+        let skipped = flat.as_ref().map_or(0, |(chain, _)| chain.layers().len());
+        let mut dirs: Vec<PathBuf> = layers[skipped..].iter().rev().map(|id| self.layer_fs(*id)).collect();
+        dirs.extend(flat.map(|(_, id)| self.layer_fs(id)));
+        dirs
+    }
+
+    /// Returns the flat directory that holds most of a chain's lower layers.
+    fn longest_flat(&self, snapshot: &Snapshot) -> Option<(Snapshot, LayerId)> {
+        let mut known = lock(&self.flats.known);
+        if known.is_none() {
+            *known = self.load_flats().map_err(|e| tracing::warn!("flat layers: {e}")).ok();
+        }
+        let fits = |(chain, _): &&(Snapshot, LayerId)| snapshot.layers().starts_with(chain.layers());
+        known.iter().flatten().filter(fits).max_by_key(|(chain, _)| chain.layers().len()).cloned()
+    }
+
+    fn load_flats(&self) -> Result<Vec<(Snapshot, LayerId)>, StoreError> {
+        let db = self.database();
+        let mut statement = db.prepare_cached("SELECT chain, id FROM flats")?;
+        let rows = statement.query_map([], |r| Ok((r.get::<_, String>(0)?, LayerId(r.get(1)?))))?;
+        rows.map(|row| row.map_err(StoreError::from).and_then(|(text, id)| Ok((Snapshot::from_text(&text)?, id))))
+            .collect()
+    }
+
+    /// Forgets the flat directories that hold a layer.
+    pub(crate) fn drop_flats_of(&self, id: LayerId) -> Result<(), StoreError> {
+        let mut known = lock(&self.flats.known);
+        if known.is_none() {
+            *known = Some(self.load_flats()?);
+        }
+        let Some(known) = known.as_mut() else { return Ok(()) };
+        for (_, flat) in known.extract_if(.., |(chain, _)| chain.layers().contains(&id)) {
+            self.database().execute("DELETE FROM flats WHERE id = ?", [flat.0])?;
+            crate::prune::remove_later(&self.layers_dir().join(flat.0.to_string()));
+        }
+        Ok(())
+    }
+
+    /// Sees to it that a chain can be mounted.
+    pub(crate) fn ensure_mountable(self: &Arc<Self>, snapshot: &Snapshot) -> Result<(), StoreError> {
+        let count = snapshot.layers().len();
+        if count <= DIRECT || self.lowers(snapshot).len() <= DIRECT {
+            return Ok(());
+        }
+        let _one_at_a_time = lock(&self.flats.making);
+        if self.lowers(snapshot).len() <= DIRECT {
+            return Ok(());
+        }
+        let chain = Snapshot::from_layers(snapshot.layers()[..count - count % STEP].to_vec());
+        let below = self.longest_flat(&chain);
+        let skipped = below.as_ref().map_or(0, |(chain, _)| chain.layers().len());
+        let id = self.new_layer_id()?;
+        let dir = self.layers_dir().join(id.0.to_string());
+        let made =
+            self.make_flat(id, below.map(|(_, id)| id).into_iter().chain(chain.layers()[skipped..].iter().copied()));
+        if let Err(error) = made {
+            crate::prune::remove_later(&dir);
+            return Err(StoreError::Layer(Box::new(LayerError::File(error))));
+        }
+        self.database().execute("INSERT INTO flats VALUES(?1, ?2)", rusqlite::params![chain.to_text(), id.0])?;
+        lock(&self.flats.known).get_or_insert_default().push((chain, id));
+        Ok(())
+    }
+
+    fn make_flat(&self, id: LayerId, layers: impl Iterator<Item = LayerId>) -> Result<(), FileOpError> {
+        let fs = self.layer_fs(id);
+        std::fs::create_dir_all(&fs).map_err(|e| FileOpError::std("create", b"/", e))?;
+        let open = |path: &PathBuf| {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            rustix::fs::open(path, flags, Mode::empty()).map_err(|e| FileOpError::io("open", b"/", e))
+        };
+        let flat = open(&fs)?;
+        for layer in layers {
+            let layer = open(&self.layer_fs(layer))?;
+            let listed = layer.try_clone().map_err(|e| FileOpError::std("open", b"/", e))?;
+            lay(&scan(listed, b"", &Filter::all())?, layer, &flat)?;
+        }
+        Ok(())
+    }
+}
+
+/// Lays a layer over a flat directory.
+fn lay(top: &Node, layer: OwnedFd, flat: &OwnedFd) -> Result<(), FileOpError> {
+    let flat = flat.try_clone().map_err(|e| FileOpError::std("open", b"/", e))?;
+    let mut finish = vec![(Arc::new(flat), top)];
+    let mut waiting = vec![(top, Arc::new(layer), Arc::clone(&finish[0].0))];
+    while let Some((node, from, to)) = waiting.pop() {
+        let Kind::Dir(children) = &node.kind else { continue };
+        for child in children {
+            let name = &*child.name;
+            let fail = |what| move |e: Errno| FileOpError::io(what, name, e);
+            let remove = || crate::prune::remove_at(&to, name).map_err(|e| FileOpError::std("remove", name, e));
+            if is_whiteout(child) {
+                remove()?;
+                continue;
+            }
+            if !child.is_dir() {
+                remove()?;
+                rustix::fs::linkat(&*from, name, &*to, name, AtFlags::empty()).map_err(fail("link"))?;
+                continue;
+            }
+            let inner = open_subdir(from.as_fd(), name).map_err(fail("open"))?;
+            let there = look(to.as_fd(), name).is_ok_and(|n| n.is_dir());
+            if !there || is_opaque(&inner) {
+                remove()?;
+                rustix::fs::mkdirat(&*to, name, Mode::RWXU).map_err(fail("create"))?;
+            }
+            let target = Arc::new(open_subdir(to.as_fd(), name).map_err(fail("open"))?);
+            copy_xattrs(&inner, &*target).map_err(fail("copy the attributes of"))?;
+            finish.push((Arc::clone(&target), child));
+            waiting.push((child, Arc::new(inner), target));
+        }
+    }
+    for (dir, node) in finish.iter().rev() {
+        let fail = |what| move |e: Errno| FileOpError::io(what, &node.name, e);
+        let (uid, gid) =
+            (rustix::fs::Uid::from_raw_unchecked(node.meta.uid), rustix::fs::Gid::from_raw_unchecked(node.meta.gid));
+        rustix::fs::fchown(&**dir, Some(uid), Some(gid)).map_err(fail("set the owner of"))?;
+        rustix::fs::fchmod(&**dir, Mode::from_raw_mode(node.meta.mode)).map_err(fail("set the mode of"))?;
+        rustix::fs::futimens(&**dir, &timestamps(node.meta.mtime)).map_err(fail("set the time of"))?;
+    }
+    Ok(())
+}
