@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod check;
+pub mod edit;
 mod fault;
 pub mod frontend;
 pub mod instruction;
