@@ -198,7 +198,11 @@ async fn hand_over(socket: &str, session: &str, dirs: &BTreeMap<String, client::
 }
 
 fn lost(connection: &Connection, message: &str) -> String {
-    let mut text = format!("the daemon at {} is gone in the middle of the build ({message})", connection.address);
+    let mut text = format!("the daemon at {} is gone in the middle of the build", connection.address);
+    // Which the library says of every broken connection.
+    if message != "transport error" {
+        text.push_str(&format!(" ({message})"));
+    }
     if let Some(log) = &connection.log {
         text.push_str(&format!("\nits log is {}{}", log.display(), spawn::last_lines(log)));
     }

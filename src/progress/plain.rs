@@ -89,6 +89,7 @@ impl<W: Write> Plain<W> {
         if self.numbers.contains_key(&index) {
             return Ok(());
         }
+        self.end_held(model)?;
         let number = self.numbers.len() + 1;
         self.numbers.insert(index, number);
         let gap = if number == 1 { "" } else { "\n" };
@@ -116,13 +117,17 @@ impl<W: Write> Plain<W> {
         writeln!(self.out)
     }
 
-    /// Ends a step. One that ended in no time and had nothing to say may go on at once, as sources do after they were
-    /// looked at: its end waits for the next event.
+    /// Ends a step. A source that ended in no time and had nothing to say may go on at once, as BuildKit's do after they were
+    /// looked at: its end waits for what comes next.
     fn end(&mut self, vertex: &Vertex, index: usize) -> io::Result<()> {
         if !self.numbers.contains_key(&index) || vertex.completed.is_none() {
             return Ok(());
         }
-        let is_mute = vertex.lines == 0 && vertex.counters.is_empty() && !vertex.cached && vertex.error.is_empty();
+        let is_mute = !vertex.is_step()
+            && vertex.lines == 0
+            && vertex.counters.is_empty()
+            && !vertex.cached
+            && vertex.error.is_empty();
         if is_mute && vertex.elapsed(0) < MUTE {
             self.held.push(index);
             return Ok(());
