@@ -3,9 +3,12 @@
 //! Everything is computed anew each time a request comes back with more answers; a text of a few hundred lines takes less
 //! than a millisecond.
 
+mod bases;
 mod context;
 mod copy;
+mod declare;
 mod dispatch;
+mod encode;
 mod env;
 mod epoch;
 mod expose;
@@ -18,6 +21,7 @@ mod run;
 mod sbom;
 mod stage;
 mod state;
+mod step_name;
 mod subrequest;
 mod syntax;
 mod url;
