@@ -32,7 +32,38 @@ pub fn render(error: &BuildError, model: &Model, style: Style, with_log: bool) -
     }
     let message = filter::plain_text(without_codes(error.message.trim_end()).as_str());
     _ = writeln!(out, "{} {message}", style.red("error:"));
+    if let Some(help) = help(error) {
+        _ = writeln!(out, "{} {help}", style.paint("36", "help:"));
+    }
     out
+}
+
+/// Says what can be done about errors that many people meet.
+fn help(error: &BuildError) -> Option<&'static str> {
+    let has = |text: &str| error.message.contains(text);
+    match error.exit_code() {
+        Some(127) => return Some("127 is a shell's word for: no such command. It isn't in this image, or not in PATH"),
+        Some(126) => {
+            return Some("126 is a shell's word for: found, but not executable (chmod +x, or another platform's)");
+        }
+        Some(137) => return Some("137 means killed, most often because memory ran out"),
+        _ => {}
+    }
+    if has("failed to compute cache key") && has("not found") {
+        return Some(
+            "the path isn't in the build context (or the stage) that it is taken from, or .dockerignore leaves it out",
+        );
+    }
+    if has("network.host is not allowed") || has("network.host not allowed") {
+        return Some("grant it with --allow network.host");
+    }
+    if has("security.insecure is not allowed") || has("security.insecure not allowed") {
+        return Some("grant it with --allow security.insecure; the daemon must allow it, too");
+    }
+    if has("no space left on device") || has("No space left on device") {
+        return Some("`bud du` shows what the cache takes, `bud prune` makes room");
+    }
+    None
 }
 
 /// Takes out what gRPC libraries put before the words of an error that passed through them.
@@ -125,9 +156,6 @@ pub fn warnings(model: &Model, style: Style) -> String {
     _ = writeln!(out, "\n{}", style.yellow(&format!("{count} warning{}:", if count == 1 { "" } else { "s" })));
     for warning in model.warnings.iter().take(SHOWN) {
         _ = writeln!(out, " {} {}", style.yellow("-"), filter::name(&String::from_utf8_lossy(&warning.short)));
-        for detail in warning.detail.iter().take(2) {
-            _ = writeln!(out, "   {}", style.faint(&filter::name(&String::from_utf8_lossy(detail))));
-        }
     }
     if count > SHOWN {
         _ = writeln!(out, "   … and {} more", count - SHOWN);
@@ -170,6 +198,15 @@ mod tests {
             .with(Detail::Vertex("sha256:r".into()))
             .with(Detail::Exit(3));
         insta::assert_snapshot!(render(&error, &model, BARE, true));
+    }
+
+    #[test]
+    fn what_many_meet_has_a_word_of_help() {
+        let shown = |error: BuildError| render(&error, &Model::default(), BARE, false);
+        let gone = BuildError::other("failed to compute cache key: \"/x\": not found");
+        assert!(shown(gone).contains("\nhelp: the path isn't in the build context"));
+        assert!(shown(BuildError::other("x").with(Detail::Exit(127))).contains("no such command"));
+        assert!(!shown(BuildError::other("x").with(Detail::Exit(3))).contains("help"));
     }
 
     #[test]
