@@ -39,7 +39,8 @@ pub struct Overlay {
     pub upper: Option<PathBuf>,
     /// The kernel's work directory, on the file system of `upper`.
     pub work: Option<PathBuf>,
-    /// Skips every sync: for uppers that are thrown away after a crash.
+    /// Skips every sync: for uppers that are thrown away after a crash. The kernel mounts such an upper and work directory
+    /// once and refuses them from then on.
     pub volatile: bool,
 }
 

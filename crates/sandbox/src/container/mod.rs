@@ -40,7 +40,7 @@ pub(crate) struct Context {
     filter: Filter,
     api: MountApi,
     abstract_sockets: Option<OwnedFd>,
-    capabilities: u32,
+    capabilities: privileges::Capabilities,
     /// A sysfs can be mounted in the machine's network namespace.
     owns_network: bool,
     /// This is root of the machine, not of a user namespace.
@@ -65,7 +65,7 @@ impl Context {
             filter: Filter::native(),
             api: MountApi::from_environment(),
             abstract_sockets: privileges::abstract_socket_scope(),
-            capabilities: privileges::known_capabilities(),
+            capabilities: privileges::Capabilities::read(),
             owns_network: kernel::can_mount_sysfs(),
             is_machine_root: uids == [(0, u32::MAX)],
             can_set_groups: std::fs::read_to_string("/proc/self/setgroups").is_ok_and(|text| text.trim() == "allow"),
@@ -129,7 +129,6 @@ fn prepare(
     report: impl FnOnce(&Stubs),
 ) -> Result<exec::Program, Failure> {
     rustix::process::setsid().doing(|| "make a session".into())?;
-    sys::reset_signals();
     // Modes of what is made on the way are exactly those that are asked for.
     rustix::process::umask(Mode::empty());
     let (root, upper) = mount_root(spec, context)?;

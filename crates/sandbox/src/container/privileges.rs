@@ -24,15 +24,28 @@ pub(crate) fn abstract_socket_scope() -> Option<OwnedFd> {
     sys::landlock_scopes(SCOPE_ABSTRACT_UNIX_SOCKET).ok()
 }
 
-/// Counts the capabilities of the kernel.
-pub(crate) fn known_capabilities() -> u32 {
-    (0..64).take_while(|capability| sys::prctl(libc::PR_CAPBSET_READ, *capability, 0).is_ok()).count() as u32
+/// The capabilities of the kernel and those of them that this process has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Capabilities {
+    /// How many the kernel knows: they are numbered from 0.
+    known: u32,
+    /// Which ones this process may use; root of a container lacks some.
+    permitted: u64,
+}
+
+impl Capabilities {
+    pub(crate) fn read() -> Capabilities {
+        let known =
+            (0..64).take_while(|capability| sys::prctl(libc::PR_CAPBSET_READ, *capability, 0).is_ok()).count() as u32;
+        let permitted = rustix::thread::capabilities(None).map_or(0, |sets| sets.permitted.bits());
+        Capabilities { known, permitted }
+    }
 }
 
 /// Takes away all that the program shall not have. The next thing to do is to execute it.
 pub(super) fn drop_to(spec: &ContainerSpec, user: &User, context: &Context) -> Result<(), Failure> {
     let insecure = spec.security == Security::Insecure;
-    let all = if context.capabilities >= 64 { u64::MAX } else { (1 << context.capabilities) - 1 };
+    let Capabilities { known, permitted: all } = context.capabilities;
     let kept = if insecure { all } else { all & DEFAULT_CAPABILITIES };
 
     if spec.network == Network::Host
@@ -41,7 +54,7 @@ pub(super) fn drop_to(spec: &ContainerSpec, user: &User, context: &Context) -> R
     {
         sys::landlock_restrict(scope.as_fd()).doing(|| "scope abstract sockets".into())?;
     }
-    for capability in (0..context.capabilities).filter(|capability| kept & (1 << capability) == 0) {
+    for capability in (0..known).filter(|capability| kept & (1 << capability) == 0) {
         sys::prctl(libc::PR_CAPBSET_DROP, capability.into(), 0).doing(|| format!("drop capability {capability}"))?;
     }
     switch_user(user, context)?;
@@ -58,7 +71,7 @@ pub(super) fn drop_to(spec: &ContainerSpec, user: &User, context: &Context) -> R
     // For another user than root these go at exec, except the ambient ones.
     sys::set_capabilities(kept, kept, if insecure { kept } else { 0 }).doing(|| "set capabilities".into())?;
     if insecure {
-        for capability in 0..context.capabilities {
+        for capability in (0..known).filter(|capability| kept & (1 << capability) != 0) {
             sys::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE as u64, capability.into())
                 .doing(|| format!("raise capability {capability}"))?;
         }

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, StatxFlags, Timespec, Timestamps};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, PROC_SUPER_MAGIC, ResolveFlags, StatxFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 
 use super::failure::{Doing, Failure};
@@ -152,7 +152,12 @@ impl Root {
                 at = reopen(&trail)?;
                 continue;
             }
-            match rustix::fs::openat(&at, &name, PATH | OFlags::NOFOLLOW, Mode::empty()) {
+            let next = rustix::fs::openat(&at, &name, PATH | OFlags::NOFOLLOW, Mode::empty());
+            // Links there lead to what a process has open, not to what their text says; and nothing can be made there.
+            if rustix::fs::fstatfs(&at).is_ok_and(|fs| fs.f_type == PROC_SUPER_MAGIC) {
+                return Err(Failure::new(format!("{shown}: is inside /proc")));
+            }
+            match next {
                 Ok(next) => match file_type(&next).doing(|| format!("{shown}"))? {
                     FileType::Directory => {
                         trail.push(&name);

@@ -115,6 +115,8 @@ extern "C" fn before_main() {
     let started = || -> io::Result<()> {
         rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::CLOEXEC)?;
         rustix::process::setsid()?;
+        // Containers inherit this: ignored signals would stay ignored in programs.
+        sys::reset_signals();
         // Nothing that is mounted here reaches the daemon's namespace.
         mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
         rustix::process::chdir("/")?;
