@@ -1,25 +1,28 @@
 //! `bud build`: from the flags to the image.
 
+mod load;
+mod signals;
+mod summary;
+
 use super::runtime;
 use crate::cli::ConnectArgs;
 use crate::cli::build::{BuildArgs, ProgressMode};
 use crate::connect::{self, Connection, Spawn, Start, spawn};
 use crate::failure;
-use crate::output::{files, load::Loader, spec::Dest, spec::Output};
-use crate::progress::{Progress, Style, bytes_text, filter, now, seconds_text};
+use crate::output::files;
+use crate::progress::{Progress, filter};
 use crate::request::BuildRequest;
-use crate::solve::exports::{self, Exports};
+use crate::solve::exports;
 use crate::solve::{self, Failure, attach};
 use crate::terminal;
 use anyhow::{Context as _, Result, bail};
-use bud_protocol::bud::{SaveImageRequest, StatusResponse};
+use bud_protocol::bud::StatusResponse;
 use bud_session::{SessionHandle, client, descriptors};
+use signals::Signals;
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
 
 /// What is left to do when a signal came is given up after this long.
 const FAREWELL: Duration = Duration::from_millis(500);
@@ -60,35 +63,6 @@ pub fn run(args: BuildArgs) -> Result<ExitCode> {
     // Threads that write an output clean it up; one that waits for stdin is left behind.
     runtime.shutdown_timeout(FAREWELL);
     result
-}
-
-/// The signals that end a build.
-struct Signals {
-    list: [(Signal, u8); 3],
-}
-
-impl Signals {
-    fn new() -> Result<Self> {
-        let listen =
-            |kind: SignalKind, code: u8| signal(kind).map(|signal| (signal, code)).context("cannot listen for signals");
-        Ok(Self {
-            list: [
-                listen(SignalKind::interrupt(), 130)?,
-                listen(SignalKind::terminate(), 143)?,
-                listen(SignalKind::hangup(), 129)?,
-            ],
-        })
-    }
-
-    /// Waits for one and returns the exit code that tells of it.
-    async fn any(&mut self) -> u8 {
-        let [(interrupt, a), (terminate, b), (hangup, c)] = &mut self.list;
-        tokio::select! {
-            _ = interrupt.recv() => *a,
-            _ = terminate.recv() => *b,
-            _ = hangup.recv() => *c,
-        }
-    }
 }
 
 async fn build(mut request: BuildRequest, connect_args: ConnectArgs) -> Result<ExitCode> {
@@ -133,10 +107,10 @@ async fn build(mut request: BuildRequest, connect_args: ConnectArgs) -> Result<E
     }
     if progress.has_reader() {
         note_raw(&failure::warnings(&progress.model, style));
-        terminal::note(&built_line(&progress, &request));
+        terminal::note(&summary::built_line(&progress, &request));
     }
     let loaded = match plan.load_after.take() {
-        Some(loader) => Some(load(&connection, loader, &request, &response, &progress).await?),
+        Some(loader) => Some(load::load(&connection, loader, &request, &response, &progress).await?),
         None => None,
     };
     if let Some(path) = &request.metadata_file {
@@ -151,7 +125,7 @@ async fn build(mut request: BuildRequest, connect_args: ConnectArgs) -> Result<E
             terminal::print(&format!("{id}\n"))?;
         }
     } else if progress.has_reader() {
-        note_raw(&what_next(&plan, &request, loaded, style));
+        note_raw(&summary::what_next(&plan, &request, loaded, style));
     }
     drop(session);
     Ok(ExitCode::SUCCESS)
@@ -207,115 +181,4 @@ fn lost(connection: &Connection, message: &str) -> String {
         text.push_str(&format!("\nits log is {}{}", log.display(), spawn::last_lines(log)));
     }
     text
-}
-
-fn built_line(progress: &Progress, request: &BuildRequest) -> String {
-    let (all, _, cached) = progress.model.counts();
-    let time = seconds_text(now().saturating_sub(progress.began));
-    let steps = match (all, cached) {
-        (0, _) => String::new(),
-        (all, cached) if all == cached => format!(", all {all} steps cached"),
-        (1, _) => ", 1 step".into(),
-        (all, 0) => format!(", {all} steps"),
-        (all, cached) => format!(", {all} steps, {cached} cached"),
-    };
-    let what = match request.tags.first() {
-        Some(tag) => format!("built {}", familiar(tag)),
-        None => "built".into(),
-    };
-    format!(" {} {what} in {time}{steps}", progress.style.done())
-}
-
-/// Returns a name as people type it.
-fn familiar(name: &str) -> String {
-    bud_image::ImageRef::parse(name).map_or_else(|_| name.to_owned(), |reference| reference.familiar())
-}
-
-/// Loads the daemon's image into Docker or Podman, unless it is there.
-async fn load(
-    connection: &Connection,
-    loader: Loader,
-    request: &BuildRequest,
-    response: &BTreeMap<String, String>,
-    progress: &Progress,
-) -> Result<Loader> {
-    let began = now();
-    let shown = loader.shown();
-    let ids: Vec<&str> = ["containerimage.config.digest", "containerimage.digest"]
-        .iter()
-        .filter_map(|key| response.get(*key).map(String::as_str))
-        .collect();
-    for name in &request.tags {
-        if loader.has(&familiar(name), &ids).await {
-            continue;
-        }
-        let request = SaveImageRequest { name: name.clone(), skip_layers: loader.chains().await };
-        let mut archive = connection
-            .bud()
-            .save_image(request)
-            .await
-            .map_err(super::told)
-            .with_context(|| format!("reading the image for {shown}"))?
-            .into_inner();
-        let (pieces, queue) = mpsc::channel(8);
-        let feeding = async move {
-            let mut size = 0_i64;
-            while let Some(piece) = archive.message().await.map_err(super::told)? {
-                size = size.saturating_add(i64::try_from(piece.data.len()).unwrap_or(i64::MAX));
-                if pieces.send(piece.data).await.is_err() {
-                    break;
-                }
-            }
-            anyhow::Ok(size)
-        };
-        let (fed, loaded) = tokio::join!(feeding, loader.load(queue));
-        let failed = || format!("the image is built and kept, but not loaded into {shown}");
-        let size = fed.with_context(failed)?;
-        loaded.with_context(failed)?;
-        if progress.has_reader() {
-            let time = seconds_text(now().saturating_sub(began));
-            terminal::note(&format!(" {} loaded into {shown} in {time}, {}", progress.style.done(), bytes_text(size)));
-        }
-    }
-    Ok(loader)
-}
-
-/// Says what was made and what to type next.
-fn what_next(plan: &Exports, request: &BuildRequest, loaded: Option<Loader>, style: Style) -> String {
-    let mut out = String::new();
-    let mut say = |line: String| {
-        out.push_str("   ");
-        out.push_str(&line);
-        out.push('\n');
-    };
-    let name = request.tags.first().map(|tag| familiar(tag));
-    for output in &plan.outputs {
-        match (&output.dest, output) {
-            (Dest::Dir { path, .. }, _) => say(format!("files are in {}", path.display())),
-            (Dest::File(path), Output { kind, .. }) => say(format!("{kind} archive: {}", path.display())),
-            (Dest::Daemon, Output { attrs, .. }) if attrs.get("push").is_some_and(|push| push == "true") => {
-                for name in attrs.get("name").map(|names| names.split(',')).into_iter().flatten() {
-                    say(format!("pushed {}", familiar(name)));
-                }
-            }
-            _ => {}
-        }
-    }
-    let loader = loaded.or_else(|| plan.loader.clone());
-    match (loader, name) {
-        (Some(loader), Some(name)) => say(format!("run it:  {} run --rm {name}", loader.command())),
-        (Some(loader), None) => say(format!("it is in {}, without a name (-t gives it one)", loader.shown())),
-        (None, Some(name)) if plan.kept => {
-            say(style.faint("the image is in bud's store; next:"));
-            say(format!("FROM {name}                           build on it"));
-            say(format!("bud -t {name} -o type=docker,dest=image.tar …   save it for docker load or podman load"));
-            say(format!("bud -t REGISTRY/{name} --push …       push it"));
-        }
-        (None, _) if !plan.kept && request.outputs.is_empty() => {
-            say("this BuildKit keeps no images; take it out with --push, or -o type=docker,dest=image.tar".into());
-        }
-        (None, None) if plan.kept => say(style.faint("it has no name: -t NAME keeps it, -o FOLDER writes its files")),
-        _ => {}
-    }
-    out
 }

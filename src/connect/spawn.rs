@@ -1,7 +1,6 @@
 //! Starting this user's daemon: one at a time, in a session of its own, with a reduced environment.
 
 use anyhow::{Context as _, Result, bail, ensure};
-use serde::Deserialize;
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -25,16 +24,11 @@ const READY: &str = "ready";
 /// More of an error than this isn't read.
 const ERROR_LIMIT: u64 = 64 << 10;
 
-#[derive(Deserialize)]
-struct Holder {
-    address: String,
-}
-
 /// Returns the socket of the daemon that said it holds the state root. It may be gone since.
 pub fn running_address(root: &Path) -> Option<PathBuf> {
     let mut text = Vec::new();
     File::open(root.join(DAEMON_LOCK)).ok()?.take(4096).read_to_end(&mut text).ok()?;
-    let holder: Holder = serde_json::from_slice(&text).ok()?;
+    let holder: bud_daemon::Running = serde_json::from_slice(&text).ok()?;
     Some(holder.address.strip_prefix("unix://")?.into())
 }
 
