@@ -16,6 +16,14 @@ pub enum StoreError {
         #[source]
         source: std::io::Error,
     },
+    /// Somebody else could change the state.
+    #[error("the state directory {} {problem}: use another --root, or mend it (it should be yours alone: chmod 700)", path.display())]
+    Unsafe {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// The database refused.
     #[error("state database: {0}")]
     Database(#[from] rusqlite::Error),

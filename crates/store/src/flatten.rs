@@ -1,4 +1,5 @@
-//! Chains that are longer than an overlay can be: their lower part is laid together in one directory of hard links.
+//! Chains laid together in one directory of hard links: the lower part of one that is longer than an overlay can be, or a
+//! whole one where the machine refuses overlays.
 
 use crate::StoreError;
 use crate::fileop::FileOpError;
@@ -74,27 +75,54 @@ impl Store {
     /// Sees to it that a chain can be mounted.
     pub(crate) fn ensure_mountable(self: &Arc<Self>, snapshot: &Snapshot) -> Result<(), StoreError> {
         let count = snapshot.layers().len();
-        if count <= DIRECT || self.lowers(snapshot).len() <= DIRECT {
+        if count <= DIRECT || self.is_native() || self.lowers(snapshot).len() <= DIRECT {
             return Ok(());
         }
         let _one_at_a_time = lock(&self.flats.making);
         if self.lowers(snapshot).len() <= DIRECT {
             return Ok(());
         }
-        let chain = Snapshot::from_layers(snapshot.layers()[..count - count % STEP].to_vec());
-        let below = self.longest_flat(&chain);
+        self.flatten(&Snapshot::from_layers(snapshot.layers()[..count - count % STEP].to_vec()))?;
+        Ok(())
+    }
+
+    /// Returns a directory that looks like a whole chain, for machines that refuse overlays.
+    pub(crate) fn flat_tree(&self, snapshot: &Snapshot) -> Result<PathBuf, StoreError> {
+        if snapshot.is_scratch() {
+            return Ok(self.empty_dir());
+        }
+        let _one_at_a_time = lock(&self.flats.making);
+        let id = match self.longest_flat(snapshot) {
+            Some((chain, id)) if chain == *snapshot => id,
+            _ => self.flatten(snapshot)?,
+        };
+        Ok(self.layer_fs(id))
+    }
+
+    /// Returns a directory that looks like a chain with a draft on top; the caller removes its parent directory.
+    pub(crate) fn flat_draft(&self, parent: &Snapshot, draft: LayerId) -> Result<PathBuf, StoreError> {
+        let id = self.new_layer_id()?;
+        self.fill_flat(id, parent.layers().iter().copied().chain([draft]))?;
+        Ok(self.layer_fs(id))
+    }
+
+    /// Makes the flat directory of a chain, on the longest one that there is.
+    fn flatten(&self, chain: &Snapshot) -> Result<LayerId, StoreError> {
+        let below = self.longest_flat(chain);
         let skipped = below.as_ref().map_or(0, |(chain, _)| chain.layers().len());
         let id = self.new_layer_id()?;
-        let dir = self.layers_dir().join(id.0.to_string());
-        let made =
-            self.make_flat(id, below.map(|(_, id)| id).into_iter().chain(chain.layers()[skipped..].iter().copied()));
-        if let Err(error) = made {
-            crate::prune::remove_later(&dir);
-            return Err(StoreError::Layer(Box::new(LayerError::File(error))));
-        }
-        self.database().execute("INSERT INTO flats VALUES(?1, ?2)", rusqlite::params![chain.to_text(), id.0])?;
-        lock(&self.flats.known).get_or_insert_default().push((chain, id));
-        Ok(())
+        self.fill_flat(id, below.map(|(_, id)| id).into_iter().chain(chain.layers()[skipped..].iter().copied()))?;
+        self.database()
+            .execute("INSERT OR REPLACE INTO flats VALUES(?1, ?2)", rusqlite::params![chain.to_text(), id.0])?;
+        lock(&self.flats.known).get_or_insert_default().push((chain.clone(), id));
+        Ok(id)
+    }
+
+    fn fill_flat(&self, id: LayerId, layers: impl Iterator<Item = LayerId>) -> Result<(), StoreError> {
+        self.make_flat(id, layers).map_err(|error| {
+            crate::prune::remove_later(&self.layers_dir().join(id.0.to_string()));
+            StoreError::Layer(Box::new(LayerError::File(error)))
+        })
     }
 
     fn make_flat(&self, id: LayerId, layers: impl Iterator<Item = LayerId>) -> Result<(), FileOpError> {

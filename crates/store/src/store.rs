@@ -6,7 +6,7 @@ use crate::snapshot::LayerId;
 use rusqlite::{Connection, OptionalExtension, params};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -53,11 +53,14 @@ pub struct Options {
     pub reserve: u64,
     /// Removes leftovers in the background at the start, and syncs now and then.
     pub upkeep: bool,
+    /// Mounts no overlays, as on a machine that refuses them: trees are directories of hard links, which takes time for each
+    /// step. Steps that run commands can't be done then.
+    pub native: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { reserve: 64 << 20, upkeep: true }
+        Self { reserve: 64 << 20, upkeep: true, native: false }
     }
 }
 
@@ -80,6 +83,7 @@ pub struct Store {
     pub(crate) indexes: crate::fileindex::Indexes,
     touched: Mutex<HashMap<LayerId, u32>>,
     synced_changes: AtomicI64,
+    overlay_refused: AtomicBool,
 }
 
 struct IdRange {
@@ -128,6 +132,7 @@ impl Store {
                 .create(&path)
                 .map_err(StoreError::io("create", path))?;
         }
+        check_root(root)?;
         let (connection, warnings) = open_database(&root.join("state.db"))?;
         let reserved: i64 = match meta(&connection, "reserved_ids")? {
             Some(reserved) => reserved,
@@ -148,6 +153,7 @@ impl Store {
             indexes: crate::fileindex::Indexes::default(),
             touched: Mutex::default(),
             synced_changes: AtomicI64::new(0),
+            overlay_refused: AtomicBool::new(false),
             options,
         });
         store.blobs.attach(&store);
@@ -174,6 +180,19 @@ impl Store {
     #[must_use]
     pub fn blobs(&self) -> &BlobStore {
         &self.blobs
+    }
+
+    /// Tells whether trees are made without overlays.
+    #[must_use]
+    pub fn is_native(&self) -> bool {
+        self.options.native || self.overlay_refused.load(Ordering::Relaxed)
+    }
+
+    /// Notes that this machine refuses overlays.
+    pub(crate) fn refuse_overlay(&self, error: &str) {
+        if !self.overlay_refused.swap(true, Ordering::Relaxed) {
+            tracing::warn!("overlays can't be mounted here ({error}): copying layers instead, which is slow");
+        }
     }
 
     pub(crate) fn layers_dir(&self) -> PathBuf {
@@ -373,6 +392,22 @@ impl Store {
     pub fn remove_build(&self, reference: &str) -> Result<bool, StoreError> {
         Ok(self.database().prepare_cached("DELETE FROM builds WHERE ref = ?")?.execute([reference])? > 0)
     }
+}
+
+/// Refuses a state directory that others own or can write, and closes one that they can read.
+fn check_root(root: &Path) -> Result<(), StoreError> {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let meta = std::fs::metadata(root).map_err(StoreError::io("look at", root))?;
+    let problem = match () {
+        () if meta.uid() != rustix::process::geteuid().as_raw() => "belongs to another user",
+        () if meta.mode() & 0o022 != 0 => "can be written by other users",
+        () if meta.mode() & 0o077 != 0 => {
+            return std::fs::set_permissions(root, std::fs::Permissions::from_mode(0o700))
+                .map_err(StoreError::io("set the mode of", root));
+        }
+        () => return Ok(()),
+    };
+    Err(StoreError::Unsafe { path: root.to_owned(), problem: problem.into() })
 }
 
 /// Counts the rows that were written since the database was opened.

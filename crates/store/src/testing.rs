@@ -17,8 +17,12 @@ pub(crate) struct Fixture {
 
 impl Fixture {
     pub(crate) fn new() -> Self {
+        Self::with(Options::default())
+    }
+
+    pub(crate) fn with(options: Options) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(&dir.path().join("state"), Options::default()).unwrap();
+        let store = Store::open(&dir.path().join("state"), options).unwrap();
         Self::of(store, dir)
     }
 

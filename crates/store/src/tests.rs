@@ -703,3 +703,44 @@ fn an_unprivileged_user_builds_layers_too() {
     let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && text.contains("unprivileged part done"), "{text}");
 }
+
+/// A01, R15, F11.
+#[test]
+fn a_state_that_others_could_change_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("state");
+    std::fs::create_dir(&root).unwrap();
+    let mode = |mode| std::fs::set_permissions(&root, PermissionsExt::from_mode(mode)).unwrap();
+    for bad in [0o777, 0o720, 0o702] {
+        mode(bad);
+        let error = Store::open(&root, Options::default()).unwrap_err().to_string();
+        assert!(error.contains("can be written by other users") && error.contains("--root"), "{error}");
+    }
+    mode(0o755);
+    drop(Store::open(&root, Options::default()).unwrap());
+    assert_eq!(std::fs::metadata(&root).unwrap().permissions().mode() & 0o777, 0o700);
+    if rustix::process::geteuid().is_root() {
+        std::os::unix::fs::chown(&root, Some(1234), None).unwrap();
+        let error = Store::open(&root, Options::default()).unwrap_err().to_string();
+        assert!(error.contains("another user"), "{error}");
+    } else {
+        eprintln!("a_state_that_others_could_change_is_refused: not root, a foreign directory can't be made");
+    }
+}
+
+/// F11: where no overlay can be mounted, trees are still there, and what was made for them goes with their layers.
+#[test]
+fn without_overlays_trees_are_flat_directories() {
+    let mut fixture = Fixture::with(Options { native: true, ..Options::default() });
+    let base = fixture.layer(&Snapshot::scratch(), &["a/f=1", "k=1"]);
+    let draft = fixture.store.draft(&base).unwrap();
+    fileop::rm(&draft, &fileop::Rm { path: "/a/f".into(), ..fileop::Rm::default() }).unwrap();
+    fill(&draft.upper(), &["n=2"]);
+    assert_eq!(fixture.list_draft(&draft), ["a/", "k=1", "n=2"]);
+    let next = fixture.commit(draft);
+    assert_eq!(fixture.list(&next), ["a/", "k=1", "n=2"]);
+    assert_eq!(fixture.list(&base), ["a/", "a/f=1", "k=1"]);
+    fixture.unpin();
+    fixture.store.prune(&PrunePolicy::default()).unwrap();
+    wait_until("directories stay", || std::fs::read_dir(fixture.store.root().join("layers")).unwrap().count() == 0);
+}

@@ -3,12 +3,13 @@
 use crate::snapshot::{LayerDraft, Owners, Pin, Snapshot};
 use crate::store::{Store, lock};
 use crate::{ContextTree, StoreError};
-use bud_sandbox::overlay::{MountApi, Overlay};
+use bud_sandbox::overlay::{MountApi, Overlay, OverlayError};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
 
 /// So many mounted trees are kept for the next use.
@@ -27,6 +28,7 @@ struct Inner {
     snapshot: Option<Snapshot>,
     /// Owners that this machine can't give to files, by path.
     owners: Owners,
+    _flat: Option<Temporary>,
     _pin: Option<Pin>,
 }
 
@@ -61,16 +63,16 @@ impl Store {
             return Ok(Tree(found));
         }
         let pin = self.pin(snapshot)?;
-        let (root, mount) = if snapshot.is_scratch() {
-            (open_dir(&self.empty_dir())?, None)
-        } else {
-            mounted(&self.overlay(snapshot))?
+        let (root, mount) = match self.mounted(snapshot)? {
+            Some((root, mount)) => (root, Some(mount)),
+            None => (open_dir(&self.flat_tree(snapshot)?)?, None),
         };
         let inner = Arc::new(Inner {
             root,
             _mount: mount,
             snapshot: Some(snapshot.clone()),
             owners: self.owners(snapshot)?,
+            _flat: None,
             _pin: Some(pin),
         });
         cache.retain(|(s, weak)| s != snapshot && weak.strong_count() > 0);
@@ -78,14 +80,43 @@ impl Store {
         cache.truncate(KEPT_TREES);
         Ok(Tree(inner))
     }
+
+    /// Mounts a snapshot and opens its root; nothing if it has no files, or if this machine refuses overlays.
+    fn mounted(&self, snapshot: &Snapshot) -> Result<Option<(OwnedFd, OwnedFd)>, StoreError> {
+        if snapshot.is_scratch() || self.is_native() {
+            return Ok(None);
+        }
+        self.mount(&self.overlay(snapshot))
+    }
+
+    fn mount(&self, overlay: &Overlay) -> Result<Option<(OwnedFd, OwnedFd)>, StoreError> {
+        let mount = match overlay.mount(MountApi::from_environment()) {
+            Ok(mount) => mount,
+            Err(OverlayError::Sys { source, .. }) if is_refusal(&source) => {
+                self.refuse_overlay(&source.to_string());
+                return Ok(None);
+            }
+            Err(e) => return Err(StoreError::Overlay(e.to_string())),
+        };
+        let root = open_beneath(mount.as_fd(), b"", OFlags::RDONLY | OFlags::DIRECTORY)
+            .map_err(|e| StoreError::Overlay(format!("open its root: {e}")))?;
+        Ok(Some((root, mount)))
+    }
 }
 
-/// Mounts an overlay and opens its root.
-fn mounted(overlay: &Overlay) -> Result<(OwnedFd, Option<OwnedFd>), StoreError> {
-    let mount = overlay.mount(MountApi::Auto).map_err(|e| StoreError::Overlay(e.to_string()))?;
-    let root = open_beneath(mount.as_fd(), b"", OFlags::RDONLY | OFlags::DIRECTORY)
-        .map_err(|e| StoreError::Overlay(format!("open its root: {e}")))?;
-    Ok((root, Some(mount)))
+/// Tells whether the kernel doesn't let this process mount overlays, or doesn't know them.
+fn is_refusal(error: &std::io::Error) -> bool {
+    let refusals = [Errno::PERM, Errno::ACCESS, Errno::NODEV, Errno::NOSYS];
+    error.raw_os_error().is_some_and(|code| refusals.iter().any(|e| e.raw_os_error() == code))
+}
+
+/// A flat directory that goes with the tree.
+struct Temporary(PathBuf);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        crate::prune::remove_later(&self.0);
+    }
 }
 
 fn open_dir(path: &Path) -> Result<OwnedFd, StoreError> {
@@ -108,11 +139,19 @@ impl Tree {
             lowers.push(store.empty_dir());
         }
         let overlay = Overlay { lowers, upper: None, work: None, volatile: false };
-        let (root, mount) = mounted(&overlay)?;
+        let mounted = if store.is_native() { None } else { store.mount(&overlay)? };
+        let (root, mount, flat) = match mounted {
+            Some((root, mount)) => (root, Some(mount), None),
+            None => {
+                let path = store.flat_draft(draft.parent(), draft.id())?;
+                let flat = path.parent().map(|dir| Temporary(dir.to_owned()));
+                (open_dir(&path)?, None, flat)
+            }
+        };
         let mut owners = store.owners(draft.parent())?;
         lock(&draft.notes).lay_owners_over(&mut owners, &draft.upper())?;
         let pin = store.pin(draft.parent())?;
-        Ok(Self(Arc::new(Inner { root, _mount: mount, snapshot: None, owners, _pin: Some(pin) })))
+        Ok(Self(Arc::new(Inner { root, _mount: mount, snapshot: None, owners, _flat: flat, _pin: Some(pin) })))
     }
 
     /// Makes a tree of any directory, such as one in a test.
@@ -121,7 +160,7 @@ impl Tree {
     /// The directory can't be opened.
     pub fn of_directory(path: &Path) -> Result<Self, StoreError> {
         let root = open_dir(path)?;
-        Ok(Self(Arc::new(Inner { root, _mount: None, snapshot: None, owners: Owners::new(), _pin: None })))
+        Ok(Self(Arc::new(Inner { root, _mount: None, snapshot: None, owners: Owners::new(), _flat: None, _pin: None })))
     }
 
     /// Returns the snapshot, if it is one.

@@ -346,7 +346,15 @@ impl<'a> Job<'a> {
                     if failed.load(Ordering::Relaxed) {
                         continue;
                     }
-                    if let Err(error) = self.place(&task.from, &task.to, task.node, &task.node.name, task.clear) {
+                    // A panic must not leave the queue without readers.
+                    let placed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                        self.place(&task.from, &task.to, task.node, &task.node.name, task.clear)
+                    }));
+                    let placed = placed.unwrap_or_else(|_| {
+                        let path = shown(&task.to.join(&task.node.name));
+                        Err(FileOpError::Invalid(format!("copying {path} failed by a mistake in this program")))
+                    });
+                    if let Err(error) = placed {
                         failed.store(true, Ordering::Relaxed);
                         crate::store::lock(&failure).get_or_insert(error);
                     }
