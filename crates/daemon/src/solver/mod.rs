@@ -19,7 +19,9 @@ use bud_protocol::errors::BuildError;
 use bud_protocol::pb;
 use bud_store::{Record, Snapshot, Store};
 use flight::{FlightCx, FlightResult, Member};
+use futures_util::StreamExt as _;
 use futures_util::future::try_join_all;
+use futures_util::stream::FuturesUnordered;
 use graph::{Edge, Graph, Kind, Vertex};
 use slot::Slot;
 use std::collections::HashMap;
@@ -250,8 +252,15 @@ async fn resolve(build: Arc<Build>, node: Arc<Node>) -> Result<Resolved, BuildEr
         return resolve_source(&build, vertex, op).await;
     }
     let inputs = build.inputs(&node);
-    let resolved = try_join_all(inputs.iter().map(|(input, _)| build.resolve(input).wait())).await?;
-    let found = keys::look_up(&build, vertex, &inputs, &resolved).await;
+    let found = async {
+        let resolved = try_join_all(inputs.iter().map(|(input, _)| build.resolve(input).wait())).await?;
+        keys::look_up(&build, vertex, &inputs, &resolved).await
+    };
+    let found = tokio::select! {
+        biased;
+        found = found => found,
+        error = make_what_is_missing(&build, &inputs) => Err(error),
+    };
     match found {
         Ok(found) => Ok(found),
         // The failure of an input is not this vertex's.
@@ -262,6 +271,29 @@ async fn resolve(build: Arc<Build>, node: Arc<Node>) -> Result<Resolved, BuildEr
             Err(vertex.blame(error))
         }
     }
+}
+
+/// Starts to make inputs that are not stored, without waiting for the others' keys; returns when one of them fails.
+///
+/// A vertex one of whose inputs is not stored is not stored either, so the input will be needed: either this vertex is made from
+/// it, or it counts by content and has to be looked into. That is what lets stages run side by side.
+async fn make_what_is_missing(build: &Arc<Build>, inputs: &[(Arc<Node>, usize)]) -> BuildError {
+    let mut waiting: FuturesUnordered<_> = inputs
+        .iter()
+        .map(|(input, _)| async move {
+            let resolved = build.resolve(input).wait().await?;
+            if resolved.found.is_none() {
+                build.make(input).wait().await?;
+            }
+            Ok(())
+        })
+        .collect();
+    while let Some(made) = waiting.next().await {
+        if let Err(error) = made {
+            return error;
+        }
+    }
+    std::future::pending().await
 }
 
 async fn resolve_source(build: &Arc<Build>, vertex: &Vertex, op: &pb::SourceOp) -> Result<Resolved, BuildError> {

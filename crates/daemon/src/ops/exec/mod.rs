@@ -62,6 +62,13 @@ pub fn validate(op: &pb::ExecOp, inputs: usize) -> Result<(), String> {
         }
         let kind =
             MountType::try_from(mount.mount_type).map_err(|_| format!("{what}: unknown type {}", mount.mount_type))?;
+        match kind {
+            MountType::Secret if mount.secret_opt.is_none() => return Err(format!("{what}: secret without options")),
+            MountType::Ssh if mount.ssh_opt.is_none() => return Err(format!("{what}: ssh without options")),
+            // Go's clients leave input and output at zero here; neither means anything.
+            MountType::Secret | MountType::Ssh if mount.dest != "/" => continue,
+            _ => {}
+        }
         check_input(&what, mount.input, inputs, true)?;
         if mount.output < -1 || mount.output >= MAX_OUTPUTS as i64 {
             return Err(format!("{what}: output {} is out of range", mount.output));
@@ -78,15 +85,10 @@ pub fn validate(op: &pb::ExecOp, inputs: usize) -> Result<(), String> {
                 return Err("the root mount must be a bind mount".into());
             }
         }
-        match kind {
-            MountType::Secret if mount.secret_opt.is_none() => return Err(format!("{what}: secret without options")),
-            MountType::Ssh if mount.ssh_opt.is_none() => return Err(format!("{what}: ssh without options")),
-            MountType::Cache => {
-                let options = mount.cache_opt.as_ref().ok_or_else(|| format!("{what}: cache without options"))?;
-                pb::CacheSharingOpt::try_from(options.sharing)
-                    .map_err(|_| format!("{what}: unknown sharing mode {}", options.sharing))?;
-            }
-            _ => {}
+        if kind == MountType::Cache {
+            let options = mount.cache_opt.as_ref().ok_or_else(|| format!("{what}: cache without options"))?;
+            pb::CacheSharingOpt::try_from(options.sharing)
+                .map_err(|_| format!("{what}: unknown sharing mode {}", options.sharing))?;
         }
     }
     if roots != 1 {
@@ -98,12 +100,18 @@ pub fn validate(op: &pb::ExecOp, inputs: usize) -> Result<(), String> {
     Ok(())
 }
 
+/// Tells whether a mount has an input and an output: secrets and agents don't, whatever their numbers say.
+#[must_use]
+pub fn has_files(mount: &pb::Mount) -> bool {
+    mount.mount_type != MountType::Secret as i32 && mount.mount_type != MountType::Ssh as i32
+}
+
 /// Mounts that are read-only or thrown away count by what is in them; the root never does.
 #[must_use]
 pub fn by_content(op: &pb::ExecOp, inputs: usize) -> Vec<Option<ByContent>> {
     let mut uses: Vec<Option<ByContent>> = vec![None; inputs];
     let mut whole = vec![false; inputs];
-    for mount in &op.mounts {
+    for mount in op.mounts.iter().filter(|m| has_files(m)) {
         let Some(number) = usize::try_from(mount.input).ok().filter(|n| *n < inputs) else { continue };
         let off = mount.content_cache == pb::MountContentCache::Off as i32;
         let seen_through = mount.dest != "/"

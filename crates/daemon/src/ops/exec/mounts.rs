@@ -1,7 +1,7 @@
 //! The mounts of a step: which directories are behind them, and what is kept of them.
 
 use super::super::{OpCx, Outputs};
-use super::secret_data;
+use super::{has_files, secret_data};
 use crate::sessions::session_error;
 use crate::solver::graph::Vertex;
 use crate::value::{Stop, Value, blocking, file_error, store_error};
@@ -160,7 +160,7 @@ impl Work {
         let mut snapshots: Vec<Option<Snapshot>> = vec![None; inputs.len()];
         for (mount, kind) in self.op.mounts.iter().zip(made) {
             let input = match usize::try_from(mount.input) {
-                Ok(n) => {
+                Ok(n) if has_files(mount) => {
                     if snapshots[n].is_none() {
                         let (snapshot, pin) = inputs[n].snapshot(&self.store, stop).map_err(file_error)?;
                         prepared.kept.push(Value::Stored(snapshot.clone(), pin));
@@ -168,7 +168,7 @@ impl Work {
                     }
                     snapshots[n].clone().unwrap_or_else(Snapshot::scratch)
                 }
-                Err(_) => Snapshot::scratch(),
+                _ => Snapshot::scratch(),
             };
             let kind = match MountType::try_from(mount.mount_type) {
                 Ok(MountType::Secret | MountType::Ssh) => kind,
