@@ -122,6 +122,10 @@ pub async fn serve(daemon: Arc<Daemon>, sockets: Sockets, ready: Option<OwnedFd>
     }
     if let Some((path, _)) = paths.first() {
         crate::descriptors::listen(&daemon, path);
+        if let Some(beside) = daemon.descriptors.socket() {
+            let inode = std::fs::metadata(&beside)?.ino();
+            paths.push((beside, inode));
+        }
     }
     let mut tasks = tokio::task::JoinSet::new();
     for listener in accepting {

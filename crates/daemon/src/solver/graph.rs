@@ -264,9 +264,7 @@ impl Vertex {
     #[must_use]
     pub fn outputs(&self) -> usize {
         match &self.kind {
-            Kind::Exec(op) => {
-                count(op.mounts.iter().filter(|m| crate::ops::exec::has_files(m)).map(|m| m.output))
-            }
+            Kind::Exec(op) => count(op.mounts.iter().filter(|m| crate::ops::exec::has_files(m)).map(|m| m.output)),
             Kind::File(op) => count(op.actions.iter().map(|a| a.output)),
             Kind::Passthrough(op) => op.outputs.len(),
             Kind::Source(_) | Kind::Merge(_) | Kind::Diff(_) | Kind::Build(_) => 1,
