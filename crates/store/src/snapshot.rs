@@ -233,6 +233,18 @@ impl Store {
         Ok(chains)
     }
 
+    /// Returns when a layer was made, and what by.
+    ///
+    /// # Errors
+    /// The layer is gone, or the database fails.
+    pub fn layer_notes(&self, id: LayerId) -> Result<(std::time::SystemTime, String), StoreError> {
+        self.database()
+            .prepare_cached("SELECT created, description FROM layers WHERE id = ?")?
+            .query_row([id.0], |row| Ok((crate::store::from_ms(row.get(0)?), row.get(1)?)))
+            .optional()?
+            .ok_or(StoreError::LayerGone(id.0))
+    }
+
     pub(crate) fn continues(&self, id: LayerId) -> Result<bool, StoreError> {
         self.database()
             .prepare_cached("SELECT continues FROM layers WHERE id = ?")?

@@ -1,8 +1,13 @@
 //! Exporters: what becomes of a build's result. Adding one is adding a file and a line in [`parse`].
 
+pub mod commit;
+pub mod config;
 pub mod files;
 pub mod image;
+pub mod layers;
 pub mod oci;
+pub mod options;
+pub mod push;
 
 use crate::daemon::Daemon;
 use crate::progress::Reporter;
@@ -10,6 +15,7 @@ use crate::sessions::SessionGroup;
 use bud_image::{ImageConfig, Platform};
 use bud_protocol::errors::BuildError;
 use bud_store::{Pin, Snapshot};
+use futures_util::future::BoxFuture;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
@@ -103,11 +109,15 @@ impl Exporter {
     ///
     /// # Errors
     /// The result doesn't fit, or its receiver fails.
-    pub async fn export(&self, cx: &ExportCx, result: &Exportable) -> Result<Response, BuildError> {
+    pub fn export<'a>(
+        &'a self,
+        cx: &'a ExportCx,
+        result: &'a Exportable,
+    ) -> BoxFuture<'a, Result<Response, BuildError>> {
         match self {
-            Self::Image(exporter) => exporter.export(cx, result).await,
-            Self::Oci(exporter) => exporter.export(cx, result).await,
-            Self::Files(exporter) => exporter.export(cx, result).await,
+            Self::Image(exporter) => Box::pin(exporter.export(cx, result)),
+            Self::Oci(exporter) => Box::pin(exporter.export(cx, result)),
+            Self::Files(exporter) => Box::pin(exporter.export(cx, result)),
         }
     }
 }

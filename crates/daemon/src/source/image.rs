@@ -137,7 +137,7 @@ impl ImageSource {
                 (fixed_key("stored", &[&layers, &limit]), [("layers".to_owned(), layers)])
             }
             Found::Remote(known) => {
-                let text = serde_json::to_string(&known).map_err(|e| BuildError::other(e.to_string()))?;
+                let text = serde_json::to_string(&*known).map_err(|e| BuildError::other(e.to_string()))?;
                 (fixed_key("image", &[&known.manifest.digest.to_string(), &limit]), [("image".to_owned(), text)])
             }
         };
@@ -221,7 +221,7 @@ impl ImageSource {
                 || self.mode == ResolveMode::PreferLocal
                 || self.mode == ResolveMode::Default && age.is_some_and(|age| age < TRUST);
             if is_fresh {
-                return Ok(Found::Remote(known.clone()));
+                return Ok(Found::Remote(Box::new(known.clone())));
             }
         }
         let status = cx.progress.status(format!("resolve {}", self.reference));
@@ -238,7 +238,7 @@ impl ImageSource {
                     Ok(())
                 })
                 .await?;
-                Ok(Found::Remote(known))
+                Ok(Found::Remote(Box::new(known)))
             }
             (Err(Failure::Registry(error)), Some((known, _)))
                 if self.mode != ResolveMode::ForcePull && error.problem.is_unavailable() =>
@@ -249,12 +249,11 @@ impl ImageSource {
                         "{}: using what the tag stood for when it was last asked for",
                         self.reference.familiar()
                     )
-                    .into_bytes()
-                    .into(),
-                    detail: vec![error.to_string().into_bytes().into()],
+                    .into_bytes(),
+                    detail: vec![error.to_string().into_bytes()],
                     ..VertexWarning::default()
                 });
-                Ok(Found::Remote(known))
+                Ok(Found::Remote(Box::new(known)))
             }
             (Err(Failure::Registry(error)), _) => Err(pull::registry_error(&error)),
             (Err(Failure::Other(error)), _) => Err(error),
@@ -307,7 +306,7 @@ const TRUST: Duration = Duration::from_secs(15 * 60);
 
 enum Found {
     Own(PlatformImageOf),
-    Remote(Known),
+    Remote(Box<Known>),
 }
 
 /// An image of our own store, for one platform.

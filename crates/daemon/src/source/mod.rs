@@ -29,6 +29,8 @@ use tokio_util::sync::CancellationToken;
 pub struct Shared {
     /// Connections to registries.
     pub registries: registry::Registries,
+    /// Layers' blobs that are being made.
+    pub layer_blobs: crate::exporter::layers::InFlight,
 }
 
 /// What a source works with.
