@@ -16,6 +16,7 @@ mod daemon_life;
 mod dockerfile;
 mod hostile_clients;
 mod images;
+mod recorded_buildkitd;
 mod replay;
 mod results;
 mod rootless;

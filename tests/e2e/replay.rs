@@ -20,7 +20,7 @@ use tonic::{Code, Request, Status};
 
 /// Passes messages as they are.
 #[derive(Default, Clone, Copy)]
-struct Raw;
+pub struct Raw;
 
 impl Codec for Raw {
     type Encode = Bytes;
@@ -94,7 +94,7 @@ struct Answer {
     status: Option<Status>,
 }
 
-fn base64(text: &Value) -> Bytes {
+pub fn base64(text: &Value) -> Bytes {
     use base64::Engine as _;
     let text = text.as_str().expect("a message is text");
     base64::engine::general_purpose::STANDARD.decode(text).expect("base64").into()
@@ -135,6 +135,7 @@ impl Exchange {
     /// Makes the recorded calls in their order: one starts when all that had ended before it have ended again.
     async fn replay(&self, socket: &Path, attachables: Attachables) -> Vec<Answer> {
         let channel = connect(socket).await;
+        let names = &Names::default();
         let ended: Vec<_> = self.calls.iter().map(|_| watch::channel(false)).collect();
         let session = self.session.clone();
         let mut handle = None;
@@ -156,8 +157,11 @@ impl Exchange {
                 for earlier in &mut before {
                     earlier.wait_for(|ended| *ended).await.expect("the call ends");
                 }
-                let answer =
-                    if call.method.ends_with("/Session") { Answer::default() } else { make(channel, call).await };
+                let answer = if call.method.ends_with("/Session") {
+                    Answer::default()
+                } else {
+                    make(channel, call, names).await
+                };
                 done.send_replace(true);
                 answer
             }
@@ -168,10 +172,48 @@ impl Exchange {
     }
 }
 
-async fn make(channel: Channel, call: &Call) -> Answer {
+/// The references in a result.
+fn refs(result: &mut gateway::Result) -> Vec<&mut gateway::Ref> {
+    match &mut result.result {
+        Some(gateway::result::Result::Ref(one)) => vec![one],
+        Some(gateway::result::Result::Refs(many)) => many.refs.values_mut().collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// Recorded references and what they are called now.
+type Names = std::cell::RefCell<BTreeMap<String, String>>;
+
+/// Puts today's references into a recorded request.
+fn renamed(call: &Call, names: &Names) -> Vec<Bytes> {
+    if !call.method.ends_with("LLBBridge/Return") {
+        return call.sent.clone();
+    }
+    let mut request = gateway::ReturnRequest::decode(call.sent[0].clone()).expect("it decodes");
+    for one in request.result.iter_mut().flat_map(refs) {
+        if let Some(now) = names.borrow().get(&one.id) {
+            one.id.clone_from(now);
+        }
+    }
+    vec![request.encode_to_vec().into()]
+}
+
+/// Remembers what recorded references are called now.
+fn learn(call: &Call, received: &[Bytes], names: &Names) {
+    if call.method.ends_with("LLBBridge/Solve") && !received.is_empty() && !call.received.is_empty() {
+        let result =
+            |m: &Bytes| gateway::SolveResponse::decode(m.clone()).expect("it decodes").result.unwrap_or_default();
+        let (mut then, mut now) = (result(&call.received[0]), result(&received[0]));
+        for (then, now) in refs(&mut then).into_iter().zip(refs(&mut now)) {
+            names.borrow_mut().insert(then.id.clone(), now.id.clone());
+        }
+    }
+}
+
+async fn make(channel: Channel, call: &Call, names: &Names) -> Answer {
     let mut client = tonic::client::Grpc::new(channel);
     client.ready().await.expect("the connection stands");
-    let mut request = Request::new(futures_util::stream::iter(call.sent.clone()));
+    let mut request = Request::new(futures_util::stream::iter(renamed(call, names)));
     if let Some(build) = &call.build {
         request.metadata_mut().insert("buildkit-controlapi-buildid", build.parse().expect("ASCII"));
     }
@@ -193,6 +235,7 @@ async fn make(channel: Channel, call: &Call) -> Answer {
             }
         }
     }
+    learn(call, &answer.received, names);
     answer
 }
 
@@ -240,7 +283,9 @@ fn without_digests(name: &str) -> String {
 
 #[track_caller]
 fn same_kind(exchange: &Exchange, answers: &[Answer]) {
-    for (call, answer) in exchange.calls.iter().zip(answers) {
+    let mut pairs: Vec<_> = exchange.calls.iter().zip(answers).collect();
+    pairs.sort_by_key(|(call, _)| call.ended);
+    for (call, answer) in pairs {
         if call.method.ends_with("/Session") {
             continue;
         }
