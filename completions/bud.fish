@@ -43,8 +43,8 @@ false\t''"
 complete -c bud -n "__fish_bud_needs_command" -l no-cache-filter -d 'Run the steps of these stages anew (repeatable)' -r
 complete -c bud -n "__fish_bud_needs_command" -l pull -d 'Ask the registries for newer base images' -r -f -a "true\t''
 false\t''"
-complete -c bud -n "__fish_bud_needs_command" -l cache-from -d 'Cache to use beside the daemon\'s own: NAME, or type=registry|local|gha|s3,… (repeatable)' -r
-complete -c bud -n "__fish_bud_needs_command" -l cache-to -d 'Where to write the cache: inline, or type=registry|local|gha|s3,… (repeatable)' -r
+complete -c bud -n "__fish_bud_needs_command" -l cache-from -d 'Cache to use beside the daemon\'s own: NAME, or type=registry|gha|s3,… (repeatable)' -r
+complete -c bud -n "__fish_bud_needs_command" -l cache-to -d 'Where to write the cache: inline, or type=registry|gha|s3,… (repeatable)' -r
 complete -c bud -n "__fish_bud_needs_command" -l secret -d 'Secret for steps that mount it: id=ID[,src=FILE|,env=VARIABLE] (repeatable)' -r
 complete -c bud -n "__fish_bud_needs_command" -l ssh -d 'SSH agent or keys for steps that mount them: default, or ID[=SOCKET|KEY[,KEY]] (repeatable)' -r
 complete -c bud -n "__fish_bud_needs_command" -l network -d 'Network of RUN steps: default, host or none' -r
@@ -97,8 +97,8 @@ false\t''"
 complete -c bud -n "__fish_bud_using_subcommand build" -l no-cache-filter -d 'Run the steps of these stages anew (repeatable)' -r
 complete -c bud -n "__fish_bud_using_subcommand build" -l pull -d 'Ask the registries for newer base images' -r -f -a "true\t''
 false\t''"
-complete -c bud -n "__fish_bud_using_subcommand build" -l cache-from -d 'Cache to use beside the daemon\'s own: NAME, or type=registry|local|gha|s3,… (repeatable)' -r
-complete -c bud -n "__fish_bud_using_subcommand build" -l cache-to -d 'Where to write the cache: inline, or type=registry|local|gha|s3,… (repeatable)' -r
+complete -c bud -n "__fish_bud_using_subcommand build" -l cache-from -d 'Cache to use beside the daemon\'s own: NAME, or type=registry|gha|s3,… (repeatable)' -r
+complete -c bud -n "__fish_bud_using_subcommand build" -l cache-to -d 'Where to write the cache: inline, or type=registry|gha|s3,… (repeatable)' -r
 complete -c bud -n "__fish_bud_using_subcommand build" -l secret -d 'Secret for steps that mount it: id=ID[,src=FILE|,env=VARIABLE] (repeatable)' -r
 complete -c bud -n "__fish_bud_using_subcommand build" -l ssh -d 'SSH agent or keys for steps that mount them: default, or ID[=SOCKET|KEY[,KEY]] (repeatable)' -r
 complete -c bud -n "__fish_bud_using_subcommand build" -l network -d 'Network of RUN steps: default, host or none' -r

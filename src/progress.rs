@@ -62,15 +62,20 @@ impl Progress {
         Self { model: Model::default(), began, style, display }
     }
 
-    /// Shows an event. That it can't be written is no reason to stop a build.
-    pub fn update(&mut self, event: &StatusResponse) {
+    /// Shows an event.
+    ///
+    /// # Errors
+    /// Whoever reads along is gone (`| head -1`), or the disk that the lines go to is full.
+    pub fn update(&mut self, event: &StatusResponse) -> io::Result<()> {
         let changes = self.model.apply(event);
         match &mut self.display {
+            // A terminal that goes away says so by a signal.
             Display::Tty(tty) => tty.update(&self.model, &changes, now()),
-            Display::Plain(plain) => _ = plain.update(&self.model, &changes),
-            Display::RawJson(raw) => _ = raw.update(event),
+            Display::Plain(plain) => plain.update(&self.model, &changes)?,
+            Display::RawJson(raw) => raw.update(event)?,
             Display::Quiet => {}
         }
+        Ok(())
     }
 
     /// Lets time pass: elapsed times and spinners move.
@@ -96,6 +101,7 @@ impl Progress {
     pub fn finish(&mut self) {
         match &mut self.display {
             Display::Tty(tty) => tty.finish(),
+            // At the end there is nothing left to stop.
             Display::Plain(plain) => _ = plain.finish(&self.model),
             Display::RawJson(_) | Display::Quiet => {}
         }

@@ -272,7 +272,8 @@ fn cache(value: &str) -> Result<CacheEntry> {
         let (key, text) = values::key_value(field)?;
         attrs.insert(key.to_ascii_lowercase(), text.to_owned());
     }
-    let kind = attrs.remove("type").context("type=… is missing: registry, local, inline, gha or s3")?;
+    let kind = attrs.remove("type").context("type=… is missing: registry, inline, gha or s3")?;
+    ensure!(kind != "local", "a cache in a folder is not supported yet; keep it in a registry (type=registry,ref=…)");
     Ok(CacheEntry { kind, attrs })
 }
 
@@ -341,8 +342,9 @@ mod tests {
     fn forms_of_a_cache() {
         assert_eq!(cache("a/b:c").unwrap().attrs["ref"], "docker.io/a/b:c");
         assert_eq!(cache("inline").unwrap().kind, "inline");
-        let entry = cache("type=local,dest=x,mode=max").unwrap();
-        assert_eq!((entry.kind.as_str(), entry.attrs["dest"].as_str()), ("local", "x"));
+        let entry = cache("type=registry,ref=a/b,mode=max").unwrap();
+        assert_eq!((entry.kind.as_str(), entry.attrs["mode"].as_str()), ("registry", "max"));
+        assert!(cache("type=local,dest=x").unwrap_err().to_string().contains("not supported yet"));
         assert!(cache("ref=a").is_err());
     }
 }

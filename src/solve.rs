@@ -29,6 +29,8 @@ pub enum Failure {
     Build(Box<BuildError>),
     /// The connection to the daemon broke.
     Lost(String),
+    /// Its progress can't be written.
+    Unseen(std::io::Error),
 }
 
 /// Runs a build and shows it.
@@ -65,7 +67,7 @@ pub async fn run(
                 grace.as_mut().reset(tokio::time::Instant::now() + patience);
             }
             event = inbox.recv(), if !watched => match event {
-                Some(event) => progress.update(&event),
+                Some(event) => progress.update(&event).map_err(Failure::Unseen)?,
                 None => watched = true,
             },
             _ = ticks.tick(), if live => progress.tick(),

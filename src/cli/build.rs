@@ -88,10 +88,10 @@ pub struct BuildArgs {
     /// Ask the registries for newer base images
     #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", hide_default_value = true, hide_possible_values = true, value_name = "BOOL", help_heading = CACHE)]
     pub pull: bool,
-    /// Cache to use beside the daemon's own: NAME, or type=registry|local|gha|s3,… (repeatable)
+    /// Cache to use beside the daemon's own: NAME, or type=registry|gha|s3,… (repeatable)
     #[arg(long, value_name = "SOURCE", help_heading = CACHE)]
     pub cache_from: Vec<String>,
-    /// Where to write the cache: inline, or type=registry|local|gha|s3,… (repeatable)
+    /// Where to write the cache: inline, or type=registry|gha|s3,… (repeatable)
     #[arg(long, value_name = "DEST", help_heading = CACHE)]
     pub cache_to: Vec<String>,
 

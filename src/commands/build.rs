@@ -99,6 +99,7 @@ async fn build(mut request: BuildRequest, connect_args: ConnectArgs) -> Result<E
             note_raw(&text);
             return Ok(ExitCode::FAILURE);
         }
+        Err(Failure::Unseen(error)) => bail!("stopped: the progress can't be written: {error}"),
         Err(Failure::Lost(message)) => bail!(lost(&connection, &message)),
     };
     if let Some(loading) = plan.loading.take() {

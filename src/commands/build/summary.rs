@@ -13,6 +13,7 @@ pub fn built_line(progress: &Progress, request: &BuildRequest) -> String {
     let time = seconds_text(now().saturating_sub(progress.began));
     let steps = match (all, cached) {
         (0, _) => String::new(),
+        (1, 1) => ", 1 step, cached".into(),
         (all, cached) if all == cached => format!(", all {all} steps cached"),
         (1, _) => ", 1 step".into(),
         (all, 0) => format!(", {all} steps"),
