@@ -2,60 +2,18 @@
 //!
 //! Needs what overlay mounts need: root, or a user namespace.
 
-use bud_daemon::build::Builds;
-use bud_daemon::config::Config;
+mod support;
+
 use bud_daemon::control::solve::solve;
-use bud_daemon::daemon::{Daemon, Settings};
-use bud_daemon::descriptors::Descriptors;
-use bud_daemon::history::{BuildRecord, History};
-use bud_daemon::life::Life;
-use bud_daemon::solver::flight::Flights;
-use bud_image::Platform;
+use bud_daemon::daemon::Daemon;
+use bud_daemon::history::BuildRecord;
 use bud_protocol::control::SolveRequest;
 use bud_protocol::errors::{BuildError, Detail};
 use bud_protocol::{llb, pb};
-use bud_sandbox::server::ForkServer;
-use bud_session::SessionRegistry;
-use bud_store::Store;
 use prost::Message as _;
-use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
-
-fn daemon(root: &Path) -> Arc<Daemon> {
-    let store = Store::open(root, bud_store::Options::default()).expect("open the store");
-    std::fs::create_dir_all(root.join("run")).unwrap();
-    Arc::new(Daemon {
-        settings: Settings {
-            root: root.to_owned(),
-            runtime_dir: root.join("run"),
-            address: String::new(),
-            version: "0".into(),
-            platforms: vec![Platform::host()],
-            labels: Vec::new(),
-            entitlements: vec!["network.host".into()],
-            network: "auto".into(),
-            no_process_sandbox: false,
-            mode: String::new(),
-            snapshotter: "overlayfs".into(),
-            notices: Vec::new(),
-            started: SystemTime::now(),
-            worker_id: "w".into(),
-            gc: false,
-            gc_keep_storage: None,
-        },
-        config: Config::default(),
-        history: History::new(&store).unwrap(),
-        store,
-        fork: ForkServer::start().expect("start the fork server (needs root or a user namespace)"),
-        sessions: Arc::new(SessionRegistry::new()),
-        descriptors: Descriptors::default(),
-        builds: Builds::default(),
-        flights: Flights::default(),
-        life: Arc::new(Life::new(None)),
-        shared: bud_daemon::source::Shared::default(),
-    })
-}
+use std::time::{Duration, Instant};
+use support::daemon;
 
 /// A definition being written.
 #[derive(Default)]

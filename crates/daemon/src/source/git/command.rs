@@ -158,6 +158,12 @@ impl Git {
         Ok(String::from_utf8_lossy(&output).trim_end_matches('\n').to_owned())
     }
 
+    /// Returns the same git with its messages kept out of the log, for questions that it may answer with an error.
+    #[must_use]
+    pub fn quiet(&self) -> Self {
+        Self { log: Arc::new(|_| {}), ..self.clone() }
+    }
+
     fn command<S: AsRef<OsStr>>(&self, args: &[S]) -> Command {
         // Files are to have the usual modes, and the daemon's own umask is strict.
         let mut command = Command::new("/bin/sh");

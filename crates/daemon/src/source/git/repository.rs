@@ -146,7 +146,7 @@ fn in_bare(git: &Git, bare: &Path) -> Git {
 }
 
 async fn has(git: &Git, object: &str) -> bool {
-    git.run(&["cat-file", "-e", &format!("{object}^{{commit}}")]).await.is_ok()
+    git.quiet().run(&["cat-file", "-e", &format!("{object}^{{commit}}")]).await.is_ok()
 }
 
 /// Checks out of `bare` into the empty directory `dest`; `work` is an empty directory beside it for what is not kept.
@@ -164,7 +164,7 @@ pub async fn check_out(
     let bare_git = in_bare(git, bare);
     let commit = bare_git.text(&["rev-parse", "--verify", "--quiet", &format!("{}^{{commit}}", what.object)]).await?;
     let modules = format!("{commit}:.gitmodules");
-    let has_submodules = !what.skip_submodules && bare_git.run(&["cat-file", "-e", &modules]).await.is_ok();
+    let has_submodules = !what.skip_submodules && bare_git.quiet().run(&["cat-file", "-e", &modules]).await.is_ok();
     let keeps = what.keep_git_dir && what.subdirectory.is_empty();
     let tree = if what.subdirectory.is_empty() { dest.to_owned() } else { work.join("tree") };
     std::fs::create_dir_all(&tree).map_err(io(format!("create {}", tree.display())))?;
