@@ -142,45 +142,56 @@ impl Store {
     }
 }
 
+/// A directory of a layer that is being laid over one of a flat directory.
+struct Level<'n> {
+    node: &'n Node,
+    from: OwnedFd,
+    to: OwnedFd,
+    next: usize,
+}
+
 /// Lays a layer over a flat directory.
 fn lay(top: &Node, layer: OwnedFd, flat: &OwnedFd) -> Result<(), FileOpError> {
     let flat = flat.try_clone().map_err(|e| FileOpError::std("open", b"/", e))?;
-    let mut finish = vec![(Arc::new(flat), top)];
-    let mut waiting = vec![(top, Arc::new(layer), Arc::clone(&finish[0].0))];
-    while let Some((node, from, to)) = waiting.pop() {
-        let Kind::Dir(children) = &node.kind else { continue };
-        for child in children {
-            let name = &*child.name;
-            let fail = |what| move |e: Errno| FileOpError::io(what, name, e);
-            let remove = || crate::prune::remove_at(&to, name).map_err(|e| FileOpError::std("remove", name, e));
-            if is_whiteout(child) {
-                remove()?;
-                continue;
+    let mut stack = vec![Level { node: top, from: layer, to: flat, next: 0 }];
+    while let Some(level) = stack.last_mut() {
+        let Kind::Dir(children) = &level.node.kind else { break };
+        let Some(child) = children.get(level.next) else {
+            if let Some(done) = stack.pop() {
+                set_looks(&done.to, done.node)?;
             }
-            if !child.is_dir() {
-                remove()?;
-                rustix::fs::linkat(&*from, name, &*to, name, AtFlags::empty()).map_err(fail("link"))?;
-                continue;
-            }
-            let inner = open_subdir(from.as_fd(), name).map_err(fail("open"))?;
+            continue;
+        };
+        level.next += 1;
+        let name = &*child.name;
+        let fail = |what| move |e: Errno| FileOpError::io(what, name, e);
+        let to = &level.to;
+        let remove = || crate::prune::remove_at(to, name).map_err(|e| FileOpError::std("remove", name, e));
+        if is_whiteout(child) {
+            remove()?;
+        } else if child.is_dir() {
+            let from = open_subdir(level.from.as_fd(), name).map_err(fail("open"))?;
             let there = look(to.as_fd(), name).is_ok_and(|n| n.is_dir());
-            if !there || is_opaque(&inner) {
+            if !there || is_opaque(&from) {
                 remove()?;
-                rustix::fs::mkdirat(&*to, name, Mode::RWXU).map_err(fail("create"))?;
+                rustix::fs::mkdirat(to, name, Mode::RWXU).map_err(fail("create"))?;
             }
-            let target = Arc::new(open_subdir(to.as_fd(), name).map_err(fail("open"))?);
-            copy_xattrs(&inner, &*target).map_err(fail("copy the attributes of"))?;
-            finish.push((Arc::clone(&target), child));
-            waiting.push((child, Arc::new(inner), target));
+            let to = open_subdir(to.as_fd(), name).map_err(fail("open"))?;
+            copy_xattrs(&from, &to).map_err(fail("copy the attributes of"))?;
+            stack.push(Level { node: child, from, to, next: 0 });
+        } else {
+            remove()?;
+            rustix::fs::linkat(&level.from, name, to, name, AtFlags::empty()).map_err(fail("link"))?;
         }
     }
-    for (dir, node) in finish.iter().rev() {
-        let fail = |what| move |e: Errno| FileOpError::io(what, &node.name, e);
-        let (uid, gid) =
-            (rustix::fs::Uid::from_raw_unchecked(node.meta.uid), rustix::fs::Gid::from_raw_unchecked(node.meta.gid));
-        rustix::fs::fchown(&**dir, Some(uid), Some(gid)).map_err(fail("set the owner of"))?;
-        rustix::fs::fchmod(&**dir, Mode::from_raw_mode(node.meta.mode)).map_err(fail("set the mode of"))?;
-        rustix::fs::futimens(&**dir, &timestamps(node.meta.mtime)).map_err(fail("set the time of"))?;
-    }
     Ok(())
+}
+
+fn set_looks(dir: &OwnedFd, node: &Node) -> Result<(), FileOpError> {
+    let fail = |what| move |e: Errno| FileOpError::io(what, &node.name, e);
+    let (uid, gid) =
+        (rustix::fs::Uid::from_raw_unchecked(node.meta.uid), rustix::fs::Gid::from_raw_unchecked(node.meta.gid));
+    rustix::fs::fchown(dir, Some(uid), Some(gid)).map_err(fail("set the owner of"))?;
+    rustix::fs::fchmod(dir, Mode::from_raw_mode(node.meta.mode)).map_err(fail("set the mode of"))?;
+    rustix::fs::futimens(dir, &timestamps(node.meta.mtime)).map_err(fail("set the time of"))
 }

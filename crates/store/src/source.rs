@@ -4,7 +4,7 @@ use crate::fileop::FileOpError;
 use crate::scan::{Kind, Node, filtered, look, names_of, scan};
 use crate::snapshot::Owners;
 use crate::tree::{Source, open_beneath};
-use crate::union::components;
+use crate::union::{components, open_deep};
 use bud_patterns::{Filter, has_wildcards};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::OFlags;
@@ -122,8 +122,7 @@ impl<'a> Source<'a> {
 
     /// Opens a directory by a path without links.
     pub(crate) fn open_dir(&self, path: &[u8]) -> Result<OwnedFd, FileOpError> {
-        open_beneath(self.root_fd(), path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW)
-            .map_err(|e| FileOpError::io("open", path, e))
+        open_deep(self.root_fd(), path).map_err(|e| FileOpError::io("open", path, e))
     }
 
     /// Returns the names in a directory.

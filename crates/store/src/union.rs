@@ -9,7 +9,7 @@ use crate::scan::{Kind, Node, look, names_of};
 use crate::snapshot::{LayerDraft, Notes};
 use crate::store::lock;
 use crate::tree::{Tree, open_beneath};
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, Mode, OFlags, Timespec, Timestamps, XattrFlags};
 use rustix::io::Errno;
 use std::sync::{Arc, Mutex};
@@ -410,6 +410,23 @@ impl<'a> Union<'a> {
             make_whiteout(upper, name).map_err(|e| FileOpError::io("remove", &path, e))?;
         }
         Ok(())
+    }
+}
+
+/// Opens a directory by a path without links, however long it is.
+pub(crate) fn open_deep(root: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, Errno> {
+    const AT_ONCE: usize = 4000;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+    let mut dir: Option<OwnedFd> = None;
+    let mut rest = path;
+    loop {
+        let from = dir.as_ref().map_or(root, AsFd::as_fd);
+        if rest.len() <= AT_ONCE {
+            return open_beneath(from, rest, flags);
+        }
+        let cut = rest[..AT_ONCE].iter().rposition(|c| *c == b'/').ok_or(Errno::NAMETOOLONG)?;
+        dir = Some(open_beneath(from, &rest[..cut], flags)?);
+        rest = &rest[cut + 1..];
     }
 }
 

@@ -1,5 +1,6 @@
 //! Copying from a tree or a context into a layer: one copy of the bytes, on several threads.
 
+use crate::fileop::copytree::copy_tree;
 use crate::fileop::mode::Change;
 use crate::fileop::simple::{create_file, make_link, set_looks_of_name};
 use crate::fileop::{Copy, FileOpError, Owner, Stats, shown};
@@ -8,20 +9,16 @@ use crate::snapshot::LayerDraft;
 use crate::source::{Found, split};
 use crate::store::Store;
 use crate::tree::Source;
-use crate::union::{NewDirs, Spot, Union, UnionDir, copy_xattrs, current, timespec_of_ns, timestamps};
+use crate::union::{NewDirs, Spot, Union, UnionDir, copy_xattrs, current, timespec_of_ns};
 use crate::{Observer, filecopy};
 use bud_patterns::Filter;
 use bud_patterns::clean::clean_in_root;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
-use std::collections::HashMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
-
-/// Files handed to a thread at once.
-const BATCH: usize = 32;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// Copies from a tree into a layer.
 ///
@@ -97,24 +94,6 @@ pub(crate) struct Job<'a> {
     pub stats: Counters,
 }
 
-/// A file to be copied.
-struct FileTask<'a> {
-    from: Arc<OwnedFd>,
-    to: UnionDir,
-    node: &'a Node,
-    /// There is something in the way in the draft.
-    clear: bool,
-}
-
-/// A directory whose looks are set when all that is in it is there.
-struct Finish {
-    dir: Arc<OwnedFd>,
-    path: Vec<u8>,
-    owner: Option<Owner>,
-    mode: Option<u32>,
-    time: Option<(i64, u32)>,
-}
-
 impl<'a> Job<'a> {
     pub(crate) fn new(
         union: &'a Union<'a>,
@@ -158,8 +137,7 @@ impl<'a> Job<'a> {
 
     /// Copies the entries of a loaded directory into the root.
     pub(crate) fn copy_loaded(&self, found: &Found<'_>) -> Result<(), FileOpError> {
-        let root = self.union.root().clone();
-        self.copy_tree(found, root.clone(), vec![root], false, Some(self.time_of(&found.node.meta)))
+        copy_tree(self, found, vec![self.union.root().clone()], false, self.time_of(&found.node.meta))
     }
 
     /// Returns what directories that are made on the way look like.
@@ -171,15 +149,15 @@ impl<'a> Job<'a> {
         NewDirs { mode, owner: self.copy.owner, time: self.copy.timestamp }
     }
 
-    fn time_of(&self, meta: &Meta) -> (i64, u32) {
+    pub(super) fn time_of(&self, meta: &Meta) -> (i64, u32) {
         self.copy.timestamp.map_or(meta.mtime, timespec_of_ns)
     }
 
-    fn owner_of(&self, meta: &Meta) -> Owner {
+    pub(super) fn owner_of(&self, meta: &Meta) -> Owner {
         self.copy.owner.unwrap_or(Owner { uid: meta.uid, gid: meta.gid })
     }
 
-    fn mode_of(&self, node: &Node) -> u32 {
+    pub(super) fn mode_of(&self, node: &Node) -> u32 {
         self.change.as_ref().map_or(node.meta.mode, |change| change.apply(node.meta.mode, node.is_dir()))
     }
 
@@ -219,9 +197,7 @@ impl<'a> Job<'a> {
             // The directory that takes the contents looks like any that is made on the way.
             let name = std::mem::take(&mut spot.name);
             self.union.make_dir(&mut spot.dirs, &name, &new)?;
-            let dir = current(&spot.dirs)?.clone();
-            let time = self.time_of(&found.node.meta);
-            return self.copy_tree(&found, dir, spot.dirs, false, Some(time));
+            return copy_tree(self, &found, spot.dirs, false, self.time_of(&found.node.meta));
         }
         self.copy_dir(&found, spot)
     }
@@ -253,7 +229,7 @@ impl<'a> Job<'a> {
     }
 
     /// Decides about what is at the destination: tells whether it has to go first.
-    fn in_the_way(&self, there: Option<&Node>, node: &Node, path: &[u8]) -> Result<bool, FileOpError> {
+    pub(super) fn in_the_way(&self, there: Option<&Node>, node: &Node, path: &[u8]) -> Result<bool, FileOpError> {
         match there {
             None => Ok(true),
             Some(there) if there.is_dir() && !node.is_dir() && !self.copy.always_replace_existing_dest_paths => {
@@ -270,9 +246,7 @@ impl<'a> Job<'a> {
     fn copy_dir(&self, found: &Found<'_>, mut spot: Spot) -> Result<(), FileOpError> {
         let exists = spot.found.as_ref().is_some_and(Node::is_dir);
         if exists {
-            let dirs = spot.enter()?;
-            let dir = current(&dirs)?.clone();
-            return self.copy_tree(found, dir, dirs, false, Some(self.time_of(&found.node.meta)));
+            return copy_tree(self, found, spot.enter()?, false, self.time_of(&found.node.meta));
         }
         self.in_the_way(spot.found.as_ref(), &found.node, &spot.path())?;
         let name = std::mem::take(&mut spot.name);
@@ -281,165 +255,12 @@ impl<'a> Job<'a> {
         let parent = current(&spot.dirs)?;
         let path = parent.join(&name);
         let fd = self.union.new_dir_in(parent, &name).map_err(|e| FileOpError::io("create", &path, e))?;
-        let dir = UnionDir { upper: Some(Arc::new(fd)), lower: None, path };
-        spot.dirs.push(dir.clone());
+        spot.dirs.push(UnionDir { upper: Some(Arc::new(fd)), lower: None, path });
         self.stats.add(self.observer, 1, 0);
-        self.copy_tree(found, dir, spot.dirs, true, Some(self.time_of(&found.node.meta)))
+        copy_tree(self, found, spot.dirs, true, self.time_of(&found.node.meta))
     }
 
-    /// Copies what is in a directory. The looks of the top are set if it is new; else its time alone, if one is given.
-    fn copy_tree(
-        &self,
-        found: &Found<'_>,
-        top: UnionDir,
-        mut chain: Vec<UnionDir>,
-        new: bool,
-        time: Option<(i64, u32)>,
-    ) -> Result<(), FileOpError> {
-        self.union.copy_up(&mut chain)?;
-        let top = chain.last().cloned().unwrap_or(top);
-        let from = Arc::new(self.source.open_dir(&found.path)?);
-        let mut finish: Vec<Finish> = Vec::new();
-        let upper = top.upper_fd().map_err(|e| FileOpError::io("open", &top.path, e))?;
-        if new {
-            copy_xattrs(from.as_fd(), upper.as_fd())
-                .map_err(|e| FileOpError::io("copy the attributes of", &top.path, e))?;
-        }
-        finish.push(Finish {
-            dir: Arc::clone(upper),
-            path: top.path.clone(),
-            owner: new.then(|| self.owner_of(&found.node.meta)),
-            mode: new.then(|| self.mode_of(&found.node)),
-            time,
-        });
-        let links = self.copy_entries(&found.node, from, (top, new), &mut finish)?;
-        for (first, dir, name) in links {
-            self.make_hard_link(&first, &dir, &name)?;
-        }
-        for dir in finish.iter().rev() {
-            if let Some(owner) = dir.owner {
-                self.union.set_looks(&dir.dir, &dir.path, Some(owner), dir.mode, dir.time)?;
-            } else if let Some(time) = dir.time {
-                rustix::fs::futimens(&dir.dir, &timestamps(time))
-                    .map_err(|e| FileOpError::io("set the time of", &dir.path, e))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes the directories, and has the files copied by threads.
-    fn copy_entries(
-        &self,
-        top: &Node,
-        from: Arc<OwnedFd>,
-        to: (UnionDir, bool),
-        finish: &mut Vec<Finish>,
-    ) -> Result<Vec<(HardLink, UnionDir, Vec<u8>)>, FileOpError> {
-        let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(8);
-        let failed = AtomicBool::new(false);
-        let failure: Mutex<Option<FileOpError>> = Mutex::new(None);
-        let (send, receive) = mpsc::sync_channel::<Vec<FileTask<'_>>>(threads * 8);
-        let receive = Mutex::new(receive);
-        let work = || {
-            while let Ok(batch) = { crate::store::lock(&receive).recv() } {
-                for task in batch {
-                    if failed.load(Ordering::Relaxed) {
-                        continue;
-                    }
-                    // A panic must not leave the queue without readers.
-                    let placed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                        self.place(&task.from, &task.to, task.node, &task.node.name, task.clear)
-                    }));
-                    let placed = placed.unwrap_or_else(|_| {
-                        let path = shown(&task.to.join(&task.node.name));
-                        Err(FileOpError::Invalid(format!("copying {path} failed by a mistake in this program")))
-                    });
-                    if let Err(error) = placed {
-                        failed.store(true, Ordering::Relaxed);
-                        crate::store::lock(&failure).get_or_insert(error);
-                    }
-                }
-            }
-        };
-        let links = std::thread::scope(|scope| {
-            for _ in 0..threads {
-                scope.spawn(work);
-            }
-            let links = self.walk(top, from, to, finish, &failed, &send);
-            drop(send);
-            links
-        })?;
-        match failure.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
-            Some(error) => Err(error),
-            None => Ok(links),
-        }
-    }
-
-    fn walk<'n>(
-        &self,
-        top: &'n Node,
-        from: Arc<OwnedFd>,
-        to: (UnionDir, bool),
-        finish: &mut Vec<Finish>,
-        failed: &AtomicBool,
-        send: &mpsc::SyncSender<Vec<FileTask<'n>>>,
-    ) -> Result<Vec<(HardLink, UnionDir, Vec<u8>)>, FileOpError> {
-        let mut links = Vec::new();
-        let mut seen: HashMap<(u64, u64), HardLink> = HashMap::new();
-        let mut batch: Vec<FileTask<'n>> = Vec::with_capacity(BATCH);
-        let mut waiting = vec![(top, from, to)];
-        while let Some((node, from, (to, fresh))) = waiting.pop() {
-            let Kind::Dir(children) = &node.kind else { continue };
-            if self.observer.is_cancelled() {
-                return Err(FileOpError::Cancelled);
-            }
-            if failed.load(Ordering::Relaxed) {
-                break;
-            }
-            for child in children {
-                // Nothing can be in the way in a directory that was made just now.
-                let there = if fresh {
-                    None
-                } else {
-                    to.child(&child.name).map_err(|e| FileOpError::io("look at", &to.join(&child.name), e))?
-                };
-                if child.is_dir() {
-                    let next_from = crate::scan::open_subdir(from.as_fd(), &child.name)
-                        .map_err(|e| self.source_error("open", &to.join(&child.name), e))?;
-                    let next_to =
-                        self.enter_dir(&to, child, there.as_ref().map(|(node, _)| node), &next_from, finish)?;
-                    let is_new = !there.as_ref().is_some_and(|(node, _)| node.is_dir());
-                    waiting.push((child, Arc::new(next_from), (next_to, is_new)));
-                    continue;
-                }
-                let clear = !fresh;
-                if let Some((there, _)) = &there {
-                    self.in_the_way(Some(there), child, &to.join(&child.name))?;
-                }
-                if matches!(child.kind, Kind::File) && child.meta.nlink > 1 {
-                    if let Some(first) = seen.get(&(child.meta.dev, child.meta.ino)) {
-                        if clear {
-                            self.union.clear_upper(&to, &child.name)?;
-                        }
-                        links.push((first.clone(), to.clone(), child.name.to_vec()));
-                        continue;
-                    }
-                    let first = HardLink { dir: to.clone(), name: child.name.to_vec() };
-                    seen.insert((child.meta.dev, child.meta.ino), first);
-                }
-                batch.push(FileTask { from: Arc::clone(&from), to: to.clone(), node: child, clear });
-                if batch.len() == BATCH && send.send(std::mem::replace(&mut batch, Vec::with_capacity(BATCH))).is_err()
-                {
-                    break;
-                }
-            }
-        }
-        // The receivers live until the sender is dropped.
-        let _sent = send.send(batch);
-        Ok(links)
-    }
-
-    fn source_error(&self, what: &'static str, path: &[u8], error: Errno) -> FileOpError {
+    pub(super) fn source_error(&self, what: &'static str, path: &[u8], error: Errno) -> FileOpError {
         match (self.source, error) {
             (Source::Context(_), Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {
                 FileOpError::Changed { path: shown(path) }
@@ -448,45 +269,15 @@ impl<'a> Job<'a> {
         }
     }
 
-    /// Makes a directory of the tree that is copied, or takes the one that is there.
-    fn enter_dir(
-        &self,
-        parent: &UnionDir,
-        node: &Node,
-        there: Option<&Node>,
-        from: &OwnedFd,
-        finish: &mut Vec<Finish>,
-    ) -> Result<UnionDir, FileOpError> {
-        let path = parent.join(&node.name);
-        let fail = |what, e: Errno| FileOpError::io(what, &path, e);
-        let dir = if there.is_some_and(Node::is_dir) {
-            let mut chain = [parent.clone(), parent.enter(&node.name).map_err(|e| fail("open", e))?];
-            self.union.copy_up(&mut chain)?;
-            let [_, dir] = chain;
-            dir
-        } else {
-            if there.is_some() {
-                self.in_the_way(there, node, &path)?;
-                self.union.clear_upper(parent, &node.name)?;
-            }
-            let fd = self.union.new_dir_in(parent, &node.name).map_err(|e| fail("create", e))?;
-            UnionDir { upper: Some(Arc::new(fd)), lower: None, path: path.clone() }
-        };
-        let upper = dir.upper_fd().map_err(|e| fail("open", e))?;
-        copy_xattrs(from.as_fd(), upper.as_fd()).map_err(|e| fail("copy the attributes of", e))?;
-        finish.push(Finish {
-            dir: Arc::clone(upper),
-            path,
-            owner: Some(self.owner_of(&node.meta)),
-            mode: Some(self.mode_of(node)),
-            time: Some(self.time_of(&node.meta)),
-        });
-        self.stats.add(self.observer, 1, 0);
-        Ok(dir)
-    }
-
     /// Puts one file, link or special file into the draft's part of a directory.
-    fn place(&self, from: &OwnedFd, to: &UnionDir, node: &Node, name: &[u8], clear: bool) -> Result<(), FileOpError> {
+    pub(super) fn place(
+        &self,
+        from: &OwnedFd,
+        to: &UnionDir,
+        node: &Node,
+        name: &[u8],
+        clear: bool,
+    ) -> Result<(), FileOpError> {
         if self.observer.is_cancelled() {
             return Err(FileOpError::Cancelled);
         }
@@ -559,21 +350,4 @@ impl<'a> Job<'a> {
             Some(self.time_of(&node.meta)),
         )
     }
-
-    fn make_hard_link(&self, first: &HardLink, dir: &UnionDir, name: &[u8]) -> Result<(), FileOpError> {
-        let fail = |e: Errno| FileOpError::io("create the hard link", &dir.join(name), e);
-        let from = first.dir.upper_fd().map_err(fail)?;
-        let to = dir.upper_fd().map_err(fail)?;
-        rustix::fs::linkat(from.as_fd(), first.name.as_slice(), to.as_fd(), name, rustix::fs::AtFlags::empty())
-            .map_err(fail)?;
-        self.stats.add(self.observer, 1, 0);
-        Ok(())
-    }
-}
-
-/// Where the first name of a file with several is.
-#[derive(Clone)]
-struct HardLink {
-    dir: UnionDir,
-    name: Vec<u8>,
 }

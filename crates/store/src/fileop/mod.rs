@@ -5,6 +5,7 @@
 
 mod account;
 mod copy;
+mod copytree;
 mod diff;
 mod mode;
 mod simple;

@@ -9,6 +9,7 @@ use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use std::io::Write;
+use std::sync::Arc;
 
 /// Makes a directory. One that is there is fine, and left as it is.
 ///
@@ -170,18 +171,23 @@ fn expand(union: &Union<'_>, path: &str) -> Result<Vec<Vec<u8>>, FileOpError> {
         _ => return Ok(Vec::new()),
     };
     let mut matches = Vec::new();
-    let mut waiting = vec![(current(&start)?.clone(), 0_usize)];
-    while let Some((dir, depth)) = waiting.pop() {
+    // A directory is opened when its turn comes: the names wait beside the directory they are in.
+    let mut waiting = vec![(Arc::new(current(&start)?.clone()), None::<Box<[u8]>>, 0_usize)];
+    while let Some((dir, name, depth)) = waiting.pop() {
+        let dir = match name {
+            None => dir,
+            Some(name) => Arc::new(dir.enter(&name).map_err(|e| FileOpError::io("open", &dir.join(&name), e))?),
+        };
         let names = dir.names().map_err(|e| FileOpError::io("read", &dir.path, e))?;
-        let mut below = Vec::new();
-        for name in names.iter().filter(|n| globs[depth].matches(n)) {
-            if depth + 1 == globs.len() {
-                matches.push(dir.join(name));
-            } else if dir.child(name).is_ok_and(|c| c.is_some_and(|(node, _)| node.is_dir())) {
-                below.push((dir.enter(name).map_err(|e| FileOpError::io("open", &dir.join(name), e))?, depth + 1));
-            }
+        let last = depth + 1 == globs.len();
+        let matching = names.into_iter().filter(|n| globs[depth].matches(n));
+        if last {
+            matches.extend(matching.map(|name| dir.join(&name)));
+            continue;
         }
-        waiting.extend(below.into_iter().rev());
+        let is_dir = |name: &[u8]| dir.child(name).is_ok_and(|c| c.is_some_and(|(node, _)| node.is_dir()));
+        let below: Vec<_> = matching.filter(|name| is_dir(name)).collect();
+        waiting.extend(below.into_iter().rev().map(|name| (Arc::clone(&dir), Some(name), depth + 1)));
     }
     Ok(matches)
 }

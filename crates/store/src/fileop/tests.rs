@@ -368,3 +368,67 @@ fn a_cache_mount_starts_with_what_a_tree_has() {
     mount.seed(Source::Tree(&Tree::of_directory(&from).unwrap()), "/d", &()).unwrap();
     assert_eq!(crate::testing::list(&mount.path()), ["a=1", "sub/", "sub/b=2 600"]);
 }
+
+/// The other end of [`wide_trees_need_few_descriptors`]: does nothing unless it is started by that.
+#[test]
+fn with_few_descriptors() {
+    let Ok(dir) = std::env::var("BUD_STORE_FEW") else { return };
+    let limit = rustix::process::Rlimit { current: Some(256), maximum: Some(256) };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).unwrap();
+    let from = Path::new(&dir);
+    let mut fixture = Fixture::new();
+    let mut snapshots = Vec::new();
+    let mut base = Snapshot::scratch();
+    for _ in 0..2 {
+        let draft = fixture.store.draft(&base).unwrap();
+        super::copy(&draft, Source::Context(&context(from)), &cp("/", "/"), &()).unwrap();
+        base = fixture.commit(draft);
+        snapshots.push(base.clone());
+    }
+    let draft = fixture.store.draft(&base).unwrap();
+    rm(&draft, &Rm { path: "/*/f".into(), allow_wildcard: true, ..Rm::default() }).unwrap();
+    let mut tar = Vec::new();
+    crate::layer::write_tar(&fixture.store, &snapshots[0], &mut tar, &Default::default(), &()).unwrap();
+    let mut again = fixture.store.draft(&Snapshot::scratch()).unwrap();
+    crate::layer::apply(tar.as_slice(), &mut again, &()).unwrap();
+    let listed = fixture.list_draft(&again);
+    assert_eq!(listed.len(), 2 + 2000 * 2 + 60);
+    assert_eq!(listed, fixture.list(&snapshots[1]));
+    let meta = |snapshot: &Snapshot, path: &str| {
+        std::fs::metadata(fixture.store.layer_fs(snapshot.top().unwrap()).join(path)).unwrap()
+    };
+    // The directory that got one more name for a file has its own time still.
+    let time = |meta: std::fs::Metadata| (meta.mtime(), meta.mtime_nsec());
+    assert_eq!(time(meta(&snapshots[0], "d7")), time(std::fs::metadata(from.join("d7")).unwrap()));
+    assert_eq!(meta(&snapshots[0], "d7/f").nlink(), 1000);
+    println!("done with few descriptors");
+}
+
+/// L03: thousands of directories side by side, hard links among them, and deep ones.
+#[test]
+fn wide_trees_need_few_descriptors() {
+    let dir = tempfile::tempdir().unwrap();
+    for i in 0..2000 {
+        let sub = dir.path().join(format!("d{i}"));
+        std::fs::create_dir(&sub).unwrap();
+        if i % 2 == 0 || i == 1 {
+            std::fs::write(sub.join("f"), "x").unwrap();
+        } else {
+            std::fs::hard_link(dir.path().join("d1/f"), sub.join("f")).unwrap();
+        }
+    }
+    let mut deep = dir.path().join("deep");
+    std::fs::create_dir(&deep).unwrap();
+    for _ in 0..60 {
+        deep.push("n".repeat(50));
+        std::fs::create_dir(&deep).unwrap();
+    }
+    std::fs::write(dir.path().join("top"), "").unwrap();
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "fileop::tests::with_few_descriptors", "--nocapture"])
+        .env("BUD_STORE_FEW", dir.path())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("done with few descriptors"), "{text}");
+}

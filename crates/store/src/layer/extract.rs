@@ -5,7 +5,9 @@ use crate::fileop::{FileOpError, Owner};
 use crate::layer::LayerError;
 use crate::scan::{MAX_DEPTH, Node};
 use crate::store::{Store, lock};
-use crate::union::{NewDirs, Spot, Union, UnionDir, current, is_kept_xattr, make_whiteout, set_opaque, timestamps};
+use crate::union::{
+    NewDirs, Spot, Union, UnionDir, current, is_kept_xattr, make_whiteout, open_deep, set_opaque, timestamps,
+};
 use bud_oci::tar::{Entry, Header, Kind, Reader};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, XattrFlags};
@@ -373,13 +375,11 @@ impl<'a> Extract<'a> {
     fn set_times(&self) -> Result<(), LayerError> {
         for (path, time) in &self.times {
             let root = self.union.root().upper_fd().map_err(|e| FileOpError::io("open", b"/", e))?;
-            match crate::tree::open_beneath(root.as_fd(), path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW) {
+            match open_deep(root.as_fd(), path) {
                 Ok(fd) => rustix::fs::futimens(&fd, &timestamps(*time))
                     .map_err(|e| FileOpError::io("set the time of", path, e))?,
                 // Replaced by something else later in the archive.
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
-                // A path longer than the kernel takes at once.
-                Err(Errno::NAMETOOLONG) => {}
                 Err(e) => return Err(FileOpError::io("open", path, e).into()),
             }
         }
