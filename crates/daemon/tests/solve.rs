@@ -206,6 +206,7 @@ async fn unsound_requests_are_refused_at_once() {
     };
     for bad in [
         request(|r| r.r#ref.clear()),
+        request(|r| r.definition = Some(pb::Definition::default())),
         request(|r| r.exporter_deprecated = "nope".into()),
         request(|r| r.frontend = "nope".into()),
         request(|r| r.entitlements.push("security.insecure".into())),

@@ -43,6 +43,9 @@ pub async fn solve(daemon: &Arc<Daemon>, request: SolveRequest) -> Result<SolveR
     if request.r#ref.is_empty() {
         return Err(BuildError::invalid("a build needs a ref"));
     }
+    if request.frontend.is_empty() && request.definition.as_ref().is_some_and(|d| d.def.is_empty()) {
+        return Err(BuildError::invalid("invalid LLB with 0 vertexes: the definition is empty"));
+    }
     let entitlements = Entitlements::grant(&request.entitlements, &daemon.settings.entitlements)?;
     let build = Arc::new(Build {
         id: request.r#ref.clone(),

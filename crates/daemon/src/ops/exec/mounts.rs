@@ -198,7 +198,15 @@ impl Work {
             if let Some(output) = output {
                 prepared.outputs[output] = Some(Value::stored(&self.store, input.clone()).map_err(store_error)?);
             }
-            self.store.overlay(input)
+            if mount.dest == "/" {
+                // The sandbox needs places for its own mounts before it makes the root read-only; they are thrown away.
+                let draft = self.store.draft(input).map_err(store_error)?;
+                let overlay = draft.overlay();
+                prepared.drafts.push((draft, None));
+                overlay
+            } else {
+                self.store.overlay(input)
+            }
         } else {
             let draft = self.store.draft(input).map_err(store_error)?;
             let overlay = draft.overlay();
