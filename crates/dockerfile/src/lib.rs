@@ -5,6 +5,50 @@
 //!   returning [`Step::Need`]; the caller adds the answers to [`Request::answers`] and calls it again.
 //! * [`check`](check()) is the instant answer of a command line: what is wrong with a text, with the place underlined.
 //! * [`stages`] and [`args`] give names for shell completion.
+//! * [`parse`] and [`program`] give the text's instructions, as written and with their types; [`edit`] changes a text
+//!   and keeps every other byte.
+//!
+//! ```
+//! use bud_dockerfile::{ImageAnswer, Need, Request, Step, lower};
+//!
+//! let mut request = Request { session: "s1".into(), ..Request::default() };
+//! request.opts.insert("target".into(), "app".into());
+//! let build = loop {
+//!     match lower(&request)? {
+//!         Step::Need(needs) => {
+//!             for need in needs {
+//!                 match need {
+//!                     // Solve the definition and read the paths; here there is just a Dockerfile.
+//!                     Need::Files(query) => {
+//!                         let read = |path: &String| match path.as_str() {
+//!                             "Dockerfile" => Ok(b"FROM scratch AS app\nCOPY a /a\n".to_vec()),
+//!                             other => Err(format!("{other}: no such file")),
+//!                         };
+//!                         let files = query.paths.iter().map(read).collect();
+//!                         request.answers.files(query, Ok(files));
+//!                     }
+//!                     Need::Image(query) => request.answers.image(query, Err("no registry here".into())),
+//!                     Need::Source(query) => request.answers.source(query, Ok(Default::default())),
+//!                 }
+//!             }
+//!         }
+//!         Step::Build(build) => break build,
+//!         other => panic!("{other:?}"),
+//!     }
+//! };
+//! // The context, the copy, and the mark of the result.
+//! assert_eq!(build.platforms[0].definition.def.len(), 3);
+//! # Ok::<(), bud_dockerfile::Error>(())
+//! ```
+//!
+//! How exact it is, is measured against records of what the reference makes of real files:
+//! `cargo run --release -p bud-dockerfile --example conformance -- FILE.jsonl…`.
+//!
+//! # Bounds
+//!
+//! Any bytes give a result or an error, without recursion over the depth of the input: a text may have 16 MiB
+//! ([`parser::MAX_SIZE`]) and a line 64 KiB, a word may expand to 1 MiB ([`shell::MAX_EXPANSION`]) and nest 100 deep, all
+//! that variables and stages multiply may come to 128 MiB, and a definition to 64 MiB.
 
 #![forbid(unsafe_code)]
 
