@@ -267,3 +267,46 @@ async fn what_is_asked_fails_when_the_session_ends() {
     let rest = tokio::time::timeout(Duration::from_secs(5), stream.next()).await.unwrap();
     assert!(rest.is_none_or(|piece| piece.is_err()));
 }
+
+/// Opens a session and never says a word in it.
+async fn silent(
+    registry: &SessionRegistry,
+    id: &str,
+    health: &str,
+) -> tonic::Streaming<bud_protocol::control::BytesMessage> {
+    let mut client = bud_protocol::control::control_client::ControlClient::new(connect(registry).await);
+    let mut request = tonic::Request::new(tokio_stream::pending());
+    request.metadata_mut().insert(methods::ID, id.parse().unwrap());
+    request.metadata_mut().append(methods::METHOD, methods::SECRET.parse().unwrap());
+    request.metadata_mut().insert(methods::HEALTH_TIMEOUT, health.parse().unwrap());
+    client.session(request).await.unwrap().into_inner()
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_answer_is_given_up() {
+    let registry = SessionRegistry::new();
+    let mut stream = silent(&registry, "mute", "200").await;
+    let session = registry.get("mute", Duration::from_secs(5)).await.unwrap();
+    let asked = tokio::time::timeout(Duration::from_secs(5), session.secret("x")).await.unwrap();
+    assert!(matches!(asked, Err(SessionError::Ended(_))), "{asked:?}");
+    // Its stream is ended, too, so that a client that is only broken notices.
+    let rest = async { while let Ok(Some(_)) = stream.message().await {} };
+    tokio::time::timeout(Duration::from_secs(5), rest).await.unwrap();
+    assert_eq!(registry.count(), 0);
+}
+
+#[tokio::test]
+async fn what_is_no_http_ends_the_session_alone() {
+    let registry = SessionRegistry::new();
+    let channel = connect(&registry).await;
+    let mut client = bud_protocol::control::control_client::ControlClient::new(channel.clone());
+    let garbage = bud_protocol::control::BytesMessage { data: Bytes::from(vec![b'x'; 100_000]) };
+    let mut request = tonic::Request::new(tokio_stream::iter(vec![garbage; 20]).chain(tokio_stream::pending()));
+    request.metadata_mut().insert(methods::ID, "noise".parse().unwrap());
+    let mut stream = client.session(request).await.unwrap().into_inner();
+    let rest = async { while let Ok(Some(_)) = stream.message().await {} };
+    tokio::time::timeout(Duration::from_secs(10), rest).await.unwrap();
+    let handle = SessionHandle::open_as(channel, Attachables::default(), "", "good").await.unwrap();
+    assert!(registry.get(handle.id(), Duration::from_secs(5)).await.is_ok());
+    assert!(registry.find("noise").is_none());
+}

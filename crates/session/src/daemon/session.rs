@@ -147,6 +147,10 @@ impl Session {
         if self.supports(method) { Ok(()) } else { Err(SessionError::Unsupported(what)) }
     }
 
+    fn end_error(&self) -> SessionError {
+        SessionError::Ended(self.inner.id.clone())
+    }
+
     /// Runs `call` until it answers or the session ends.
     pub(super) async fn ask<T>(
         &self,
@@ -154,8 +158,10 @@ impl Session {
         call: impl Future<Output = Result<T, Status>>,
     ) -> Result<T, SessionError> {
         tokio::select! {
-            () = self.ended() => Err(SessionError::Ended(self.inner.id.clone())),
-            answer = call => answer.map_err(|status| SessionError::answer(doing, status)),
+            () = self.ended() => Err(self.end_error()),
+            answer = call => answer.map_err(|status| {
+                if self.has_ended() { self.end_error() } else { SessionError::answer(doing, status) }
+            }),
         }
     }
 

@@ -118,4 +118,29 @@ mod tests {
         let deep = "a/".repeat(2047) + "a";
         assert!(refused(&[&deep]).is_some());
     }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_is_taken_stays_below_directories_that_were_listed(
+            entries in proptest::collection::vec(("([ab.]{1,2}/?){1,4}", proptest::bool::ANY), 0..30),
+        ) {
+            let mut order = Order::default();
+            let mut dirs = std::collections::HashSet::from([String::new()]);
+            let mut before: Option<Vec<String>> = None;
+            for (path, is_dir) in entries {
+                if order.check(&path, is_dir).is_err() {
+                    continue;
+                }
+                let names: Vec<String> = path.split('/').map(str::to_owned).collect();
+                let parent = names[..names.len() - 1].join("/");
+                proptest::prop_assert!(dirs.contains(&parent), "{path} is below no listed directory");
+                proptest::prop_assert!(names.iter().all(|name| !matches!(name.as_str(), "" | "." | "..")));
+                proptest::prop_assert!(before.as_ref().is_none_or(|before| *before < names), "{path} is out of order");
+                if is_dir {
+                    dirs.insert(path);
+                }
+                before = Some(names);
+            }
+        }
+    }
 }
