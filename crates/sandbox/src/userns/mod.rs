@@ -100,7 +100,13 @@ fn doing<E: Into<io::Error>>(what: impl Into<String>) -> impl FnOnce(E) -> Enter
 pub fn enter(policy: Policy, host: &HostRoot) -> Result<Identity, EnterError> {
     let is_root = rustix::process::geteuid().is_root();
     match policy {
-        Policy::Auto if is_root => enter_as_root(),
+        Policy::Auto if is_root => match enter_as_root() {
+            // Root of a container that may not mount; in a user namespace of its own it may.
+            Err(EnterError::Sys { source, .. }) if source.raw_os_error() == Some(libc::EPERM) => {
+                enter_user_namespace(policy, &host.0)
+            }
+            result => result,
+        },
         Policy::Root if is_root => enter_as_root(),
         Policy::Root => {
             Err(EnterError::NotAllowed("this needs root; without, the daemon makes a user namespace of its own".into()))

@@ -159,7 +159,7 @@ fn r04_shared_mount_swapped_while_mounting(bed: &mut Bed) {
     let mut spec =
         bed.shell("cat /view/secret /view/b/secret /cache/a/secret 2>/dev/null; touch /view/made; ls / > /dev/null");
     spec.mounts = vec![bind(&cache, "/cache", false), secret("/cache/a/b/k"), within("/view")];
-    for _ in 0..200 {
+    for _ in 0..100 {
         let outcome = bed.run(&spec);
         assert!(!outcome.output.contains("canary-content"), "{outcome:?}");
         if let Err((error, _)) = &outcome.result {

@@ -35,6 +35,7 @@ pub struct Bed {
     /// For files of the case; removed at the end.
     pub directory: PathBuf,
     next: u32,
+    shared: Option<PathBuf>,
 }
 
 /// What came of a container.
@@ -64,6 +65,11 @@ impl Outcome {
     }
 }
 
+/// What the cases' scripts call.
+const APPLETS: &str = "awk cat chmod chown chroot cp cut date df dmesg echo env false find grep head hostname id ip ipcmk kill ln \
+    ls mkdir mknod mount mv ping ps pwd readlink rm rmdir sed seq sh sleep sort stat su swapoff tail tar test touch tr true \
+    umount uname unshare wc setsid nc sync tty";
+
 impl Bed {
     pub fn enter(identity: As) -> Bed {
         let policy = if identity == As::Single { Policy::Single } else { Policy::Auto };
@@ -73,7 +79,7 @@ impl Bed {
         let directory = std::env::temp_dir().join(format!("case-{}", std::process::id()));
         std::fs::create_dir(&directory).unwrap();
         let server = Some(ForkServer::start().unwrap());
-        Bed { identity, server, directory, next: 0 }
+        Bed { identity, server, directory, next: 0, shared: None }
     }
 
     /// A new path in the case's directory.
@@ -98,7 +104,8 @@ impl Bed {
         let busybox = busybox.expect("busybox is missing: apt-get install busybox-static");
         std::fs::copy(busybox, root.join("bin/busybox")).unwrap();
         let list = Command::new(busybox).arg("--list").output().unwrap();
-        for applet in String::from_utf8(list.stdout).unwrap().lines().filter(|name| *name != "busybox") {
+        let known = |name: &&str| APPLETS.split_whitespace().any(|applet| applet == *name);
+        for applet in String::from_utf8(list.stdout).unwrap().lines().filter(known) {
             std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).unwrap();
         }
         std::fs::write(root.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\nanna:x:7:8::/home/anna:/bin/sh\n").unwrap();
@@ -108,7 +115,14 @@ impl Bed {
 
     /// A container over [`Bed::busybox`] that runs a shell script.
     pub fn shell(&mut self, script: &str) -> ContainerSpec {
-        let lower = self.busybox();
+        // Nothing writes to a lower directory, so one does for all.
+        let lower = match &self.shared {
+            Some(root) => root.clone(),
+            None => {
+                let root = self.busybox();
+                self.shared.insert(root).clone()
+            }
+        };
         self.shell_over(vec![lower], script)
     }
 
@@ -146,12 +160,23 @@ impl Bed {
         spec
     }
 
+    /// Runs a container that reads a text.
+    pub fn run_with_input(&self, spec: &ContainerSpec, input: &str) -> Outcome {
+        use std::io::Write;
+        renew(spec);
+        let (read, mut write) = std::io::pipe().unwrap();
+        write.write_all(input.as_bytes()).unwrap();
+        drop(write);
+        let (mut output, end) = std::io::pipe().unwrap();
+        let errors = OwnedFd::from(end.try_clone().unwrap());
+        let container = self.server.as_ref().unwrap().run(spec, Some(read.into()), end.into(), errors).unwrap();
+        let mut text = String::new();
+        output.read_to_string(&mut text).unwrap();
+        Outcome { output: text, result: finish(container) }
+    }
+
     pub fn start(&self, spec: &ContainerSpec) -> (Container, std::io::PipeReader) {
-        if let Rootfs::Overlay(Overlay { work: Some(work), .. }) = &spec.rootfs {
-            // The kernel refuses to mount a volatile overlay's directories a second time.
-            std::fs::remove_dir_all(work).unwrap();
-            std::fs::create_dir(work).unwrap();
-        }
+        renew(spec);
         let (output, write) = std::io::pipe().unwrap();
         let errors = OwnedFd::from(write.try_clone().unwrap());
         (self.server.as_ref().unwrap().run(spec, None, write.into(), errors).unwrap(), output)
@@ -169,6 +194,14 @@ impl Drop for Bed {
     fn drop(&mut self) {
         self.server = None;
         std::fs::remove_dir_all(&self.directory).ok();
+    }
+}
+
+/// Makes the work directory new: the kernel refuses to mount a volatile overlay's directories a second time.
+fn renew(spec: &ContainerSpec) {
+    if let Rootfs::Overlay(Overlay { work: Some(work), .. }) = &spec.rootfs {
+        std::fs::remove_dir_all(work).unwrap();
+        std::fs::create_dir(work).unwrap();
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod attacks;
 mod bed;
+mod identities;
 mod lifecycle;
 mod mounts;
 mod overlays;
@@ -33,6 +34,9 @@ fn main() -> ExitCode {
     if let Some(what) = probe::asked() {
         return probe::run(&what);
     }
+    if let Ok(what) = std::env::var(identities::VARIABLE) {
+        return identities::run(&what);
+    }
     if let Ok(case) = std::env::var(CASE) {
         return run_case(&case);
     }
@@ -54,14 +58,27 @@ fn main() -> ExitCode {
         }
     }
     if arguments.iter().any(|argument| argument == "--list") {
-        for (name, ..) in names {
+        let entering = identities::CASES.iter().map(|case| format!("enter::{}", case.name));
+        for name in names.into_iter().map(|(name, ..)| name).chain(entering) {
             println!("{name}: test");
         }
         return ExitCode::SUCCESS;
     }
-    println!("\nrunning {} tests", names.len());
+    let entering: Vec<&identities::Case> =
+        identities::CASES.iter().filter(|case| wanted(&format!("enter::{}", case.name))).collect();
+    let total = names.len() + entering.len();
+    println!("\nrunning {total} tests");
     let mut failed = Vec::new();
-    let total = names.len();
+    for case in entering {
+        let name = format!("enter::{}", case.name);
+        match identities::check(case, &users) {
+            Ok(()) => println!("test {name} ... ok"),
+            Err(text) => {
+                println!("test {name} ... FAILED");
+                failed.push((name, text));
+            }
+        }
+    }
     for (name, user, case) in names {
         let log = user.directory.join("log");
         let file = std::fs::File::create(&log).expect("make a log");

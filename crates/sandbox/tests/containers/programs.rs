@@ -25,11 +25,10 @@ pub const CASES: &[Case] = &[
 ];
 
 fn program_output_and_exit_code(bed: &mut Bed) {
-    let outcome = {
-        let spec = bed.shell("echo out; echo err >&2; cat; exit 7");
-        bed.run(&spec)
-    };
+    let spec = bed.shell("echo out; echo err >&2; cat; exit 7");
+    let outcome = bed.run(&spec);
     assert_eq!(outcome.output, "out\nerr\n");
+    assert_eq!(bed.run_with_input(&spec, "given\n").output, "out\nerr\ngiven\n");
     let status = outcome.result.unwrap();
     assert_eq!((status.code, status.signal), (7, None));
     let spec = bed.shell("kill -9 $$; echo the first process is not killed from inside; exit 3");
@@ -188,7 +187,7 @@ fn network_none_has_loopback_alone(bed: &mut Bed) {
 }
 
 fn outer_proc_on_request(bed: &mut Bed) {
-    let mut spec = bed.shell("echo $$; ls /proc | grep -c '^[0-9]'; echo 1 > /proc/sys/kernel/panic && echo written; kill -9 $(ls /proc | grep '^[0-9]') ; echo alive");
+    let mut spec = bed.shell("echo $$; echo /proc/[0-9]* | wc -w; echo 1 > /proc/sys/kernel/panic && echo written; kill -9 $(cd /proc; echo [0-9]*) 2> /dev/null; echo alive");
     spec.no_process_sandbox = true;
     let output = bed.run(&spec).ok();
     let lines: Vec<&str> = output.lines().collect();
