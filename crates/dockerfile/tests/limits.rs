@@ -132,7 +132,8 @@ fn odd_encodings_give_a_defined_result() {
     assert!(all("nothing", "").unwrap().contains("empty"));
     let twice = all("two escapes", "# escape=\\\n# escape=`\nFROM alpine\n").unwrap();
     assert!(twice.contains("only one escape parser directive"), "{twice}");
-    assert!(all("not UTF-8", b"FROM alpine\nENV A=\xff\xfe\n").is_none());
+    assert!(all("not UTF-8, in the config", b"FROM alpine\nENV A=\xff\xfe\n").is_none());
+    assert!(all("not UTF-8, in a step", b"FROM alpine\nRUN a\xff\n").unwrap().contains("invalid UTF-8"));
 }
 
 proptest::proptest! {

@@ -190,7 +190,7 @@ impl Lowering<'_> {
                     return Err("source can't be a URL for COPY".into());
                 }
                 let file = http_filename(source);
-                let mut http = http_source(source, file);
+                let mut http = http_source(source, &file);
                 if !checksum.is_empty() {
                     check_digest(&checksum)?;
                     set_http_checksum(&mut http, &checksum);
@@ -198,7 +198,7 @@ impl Lowering<'_> {
                 let meta = Meta::named(shown.clone()).with("com.docker.dockerfile.v1.command", "");
                 let from = self.graph.source(http, meta);
                 let copy = pb::FileActionCopy {
-                    src: file.to_owned(),
+                    src: file,
                     attempt_unpack_docker_compatibility: transfer.unpack == Some(true),
                     ..template.clone()
                 };

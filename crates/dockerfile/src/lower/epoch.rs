@@ -5,6 +5,7 @@ use super::env::Env;
 use super::git::{self, Parsed};
 use super::graph::Source;
 use super::platform::Lowering;
+use super::url::Url;
 use super::world::Stop;
 use crate::fault::Fault;
 use crate::instruction::{self, Add, Kind};
@@ -114,7 +115,7 @@ impl Lowering<'_> {
             written => self.lexer.expand(written, env)?.text,
         };
         if git::is_http(&address) {
-            let mut source = http_source(&address, http_filename(&address));
+            let mut source = http_source(&address, &http_filename(&address));
             if !add.checksum.is_empty() {
                 check_digest(&checksum)?;
                 set_http_checksum(&mut source, &checksum);
@@ -138,17 +139,34 @@ impl Lowering<'_> {
 }
 
 /// The name under which a file from the web is kept.
-pub(crate) fn http_filename(address: &str) -> &str {
-    let before_query = address.split(['?', '#']).next().unwrap_or(address);
-    let after_scheme = before_query.split_once("://").map_or(before_query, |(_, rest)| rest);
-    let file = after_scheme.find('/').map_or("", |slash| &after_scheme[slash..]);
-    match path::base(file) {
-        "." | "/" => "__unnamed__",
-        base => base,
+pub(crate) fn http_filename(address: &str) -> String {
+    let path = Url::parse(address).map(|url| url.path).unwrap_or_default();
+    match path::base(&path) {
+        "." | "/" => "__unnamed__".to_owned(),
+        base => base.to_owned(),
     }
 }
 
 pub(crate) fn set_http_checksum(source: &mut Source, checksum: &str) {
     source.attrs.insert("http.checksum".into(), checksum.to_owned());
     source.caps.insert("source.http.checksum");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_from_the_web_have_the_name_at_the_end_of_the_path() {
+        for (address, name) in [
+            ("https://h/a/b.tgz?x=/y#z", "b.tgz"),
+            ("https://h/a%20b", "a b"),
+            ("https://h/a/", "a"),
+            ("https://h/", "__unnamed__"),
+            ("https://h", "__unnamed__"),
+            ("https://h/%zz", "__unnamed__"),
+        ] {
+            assert_eq!(http_filename(address), name, "{address}");
+        }
+    }
 }

@@ -307,6 +307,7 @@ impl Graph {
         let mut digests: HashSet<String> = HashSet::new();
         let mut source = pb::Source::default();
         let mut own_text: Option<i32> = None;
+        let has_bad_bytes = text.is_some_and(|text| std::str::from_utf8(&text.data).is_err());
         let mut size = 0;
         let mut stack = vec![(target.vertex, false)];
         while let Some((vertex, inputs_done)) = stack.pop() {
@@ -333,6 +334,10 @@ impl Graph {
                 locations.locations.push(pb::Location { source_index, ranges: ranges.clone() });
             }
             if digests.insert(item.digest.clone()) {
+                if has_bad_bytes && is_own(&self.vertices[vertex].kind) && has_replacement(&item.bytes) {
+                    // What was replaced when the text was read would be wrong in the build.
+                    return Err(Fault::new("string field contains invalid UTF-8"));
+                }
                 size += item.bytes.len();
                 if size > MAX_DEFINITION {
                     let limit = MAX_DEFINITION >> 20;
@@ -424,6 +429,15 @@ fn merge_metadata(entry: &mut pb::OpMetadata, meta: &Meta, caps: &BTreeMap<Strin
     if let Kind::Given { export_cache: Some(export), .. } = kind {
         entry.export_cache = Some(*export);
     }
+}
+
+fn is_own(kind: &Kind) -> bool {
+    !matches!(kind, Kind::Given { .. })
+}
+
+/// Tells whether there is a character that stands for bytes which are none.
+fn has_replacement(bytes: &[u8]) -> bool {
+    bytes.windows(3).any(|window| window == "\u{fffd}".as_bytes())
 }
 
 /// Returns the index of a text, which is added once.

@@ -78,7 +78,7 @@ fn is_host(text: &str) -> bool {
         None => text.rfind(':').map_or((text, ""), |colon| text.split_at(colon)),
     };
     let port_ok = port.is_empty() || port.strip_prefix(':').is_some_and(|p| p.bytes().all(|b| b.is_ascii_digit()));
-    port_ok && !name.chars().any(|c| c.is_ascii() && (c <= ' ' || "\"<>\\^`{|}".contains(c)))
+    port_ok && !name.chars().any(|c| c.is_ascii() && (c <= ' ' || "\\^`{|}%".contains(c)))
 }
 
 /// Reads `%XX`. None if an escape is malformed.

@@ -49,9 +49,12 @@ pub(crate) fn parse(text: &str) -> Result<i64, String> {
         };
         let mut nanos = value.checked_mul(*scale).ok_or_else(invalid)?;
         if !fraction.is_empty() {
-            let part: f64 = format!("0.{fraction}").parse().map_err(|_| invalid())?;
+            // Digits beyond what a number can hold don't count.
+            let digits = &fraction[..fraction.len().min(18)];
+            let part: u64 = digits.parse().map_err(|_| invalid())?;
+            let divisor = 10_f64.powi(i32::try_from(digits.len()).unwrap_or(18));
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
-            let extra = (part * *scale as f64) as u64;
+            let extra = (part as f64 * (*scale as f64 / divisor)) as u64;
             nanos = nanos.checked_add(extra).ok_or_else(invalid)?;
         }
         total = total.checked_add(nanos).filter(|t| *t <= 1 << 63).ok_or_else(invalid)?;
@@ -105,6 +108,7 @@ mod tests {
             ("0", 0, "0s"),
             ("-1h", -3_600_000_000_000, "-1h0m0s"),
             ("1us", 1_000, "1µs"),
+            (".7s", 700_000_000, "700ms"),
         ] {
             assert_eq!(parse(text), Ok(nanos));
             assert_eq!(format(nanos), back);
