@@ -67,18 +67,21 @@ impl Clip {
         {
             reason = Some(format!("log limit {} reached", human(size)));
         } else if let Some(speed) = self.limits.speed {
-            // A second is granted in advance, so that short bursts pass.
+            // A second is granted in advance, so that short bursts pass; once clipped, half a second has to be saved up.
             let allowed = u128::from(speed) * (elapsed.as_millis() + 1000) / 1000;
-            if u128::from(after) > allowed {
+            let saved = if self.clipping { u128::from(speed) / 2 } else { 0 };
+            if u128::from(after) + saved > allowed {
                 reason = Some(format!("log limit {}/s reached", human(speed)));
             }
         }
         let Some(reason) = reason else {
-            self.clipping = false;
+            if std::mem::take(&mut self.clipping) {
+                // What was left out meanwhile stays out: telling it now would be what the limit is against.
+                self.lost = true;
+                self.tail.clear();
+            }
             self.passed = after;
-            let mut told = self.take_tail();
-            told.extend_from_slice(bytes);
-            return told;
+            return bytes.to_vec();
         };
         let told = if self.clipping { Vec::new() } else { format!("\n[output clipped, {reason}]\n").into_bytes() };
         self.clipping = true;
@@ -144,7 +147,18 @@ mod tests {
         assert_eq!(clip.push_at(&[b'a'; 900], Duration::ZERO).len(), 900);
         let told = clip.push_at(&[b'b'; 900], Duration::from_millis(10));
         assert_eq!(told, b"\n[output clipped, log limit 1000B/s reached]\n");
-        assert!(clip.push_at(b"c", Duration::from_secs(5)).ends_with(b"bc"));
+        assert!(clip.push_at(b"b", Duration::from_millis(20)).is_empty());
+        assert_eq!(clip.push_at(b"c", Duration::from_secs(5)), b"c");
+        assert!(clip.finish().is_empty() && clip.has_clipped());
+    }
+
+    #[test]
+    fn a_flood_stays_near_the_limit() {
+        let mut clip = Clip::new(Limits { size: None, speed: Some(200 << 10) });
+        let chunk = vec![b'x'; 32 << 10];
+        let told: usize = (0..10_000).map(|ms| clip.push_at(&chunk, Duration::from_millis(ms)).len()).sum();
+        assert!(told < (11 * 200) << 10, "{told}");
+        assert!(told > (5 * 200) << 10, "{told}");
     }
 
     #[test]
