@@ -176,7 +176,7 @@ impl Store {
         let away = self.cache_dir().join(format!("removed-{}", self.new_layer_id()?.0));
         self.database().execute("DELETE FROM cache_mounts WHERE dir = ?", [dir])?;
         match std::fs::rename(&path, &away) {
-            Ok(()) => crate::prune::remove_later(&away),
+            Ok(()) => crate::disk::remove_later(&away),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
             Err(e) => return Err(StoreError::Io { what: "rename", path, source: e }),
         }

@@ -67,7 +67,7 @@ impl Store {
         let Some(known) = known.as_mut() else { return Ok(()) };
         for (_, flat) in known.extract_if(.., |(chain, _)| chain.layers().contains(&id)) {
             self.database().execute("DELETE FROM flats WHERE id = ?", [flat.0])?;
-            crate::prune::remove_later(&self.layers_dir().join(flat.0.to_string()));
+            crate::disk::remove_later(&self.layers_dir().join(flat.0.to_string()));
         }
         Ok(())
     }
@@ -120,7 +120,7 @@ impl Store {
 
     fn fill_flat(&self, id: LayerId, layers: impl Iterator<Item = LayerId>) -> Result<(), StoreError> {
         self.make_flat(id, layers).map_err(|error| {
-            crate::prune::remove_later(&self.layers_dir().join(id.0.to_string()));
+            crate::disk::remove_later(&self.layers_dir().join(id.0.to_string()));
             StoreError::Layer(Box::new(LayerError::File(error)))
         })
     }
@@ -166,7 +166,7 @@ fn lay(top: &Node, layer: OwnedFd, flat: &OwnedFd) -> Result<(), FileOpError> {
         let name = &*child.name;
         let fail = |what| move |e: Errno| FileOpError::io(what, name, e);
         let to = &level.to;
-        let remove = || crate::prune::remove_at(to, name).map_err(|e| FileOpError::std("remove", name, e));
+        let remove = || crate::disk::remove_at(to, name).map_err(|e| FileOpError::std("remove", name, e));
         if is_whiteout(child) {
             remove()?;
         } else if child.is_dir() {
@@ -187,7 +187,8 @@ fn lay(top: &Node, layer: OwnedFd, flat: &OwnedFd) -> Result<(), FileOpError> {
     Ok(())
 }
 
-fn set_looks(dir: &OwnedFd, node: &Node) -> Result<(), FileOpError> {
+/// Gives a directory the looks of a listed one.
+pub(crate) fn set_looks(dir: &OwnedFd, node: &Node) -> Result<(), FileOpError> {
     let fail = |what| move |e: Errno| FileOpError::io(what, &node.name, e);
     let (uid, gid) =
         (rustix::fs::Uid::from_raw_unchecked(node.meta.uid), rustix::fs::Gid::from_raw_unchecked(node.meta.gid));

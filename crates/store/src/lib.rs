@@ -9,6 +9,7 @@ pub mod blob;
 pub mod cachemount;
 pub mod content;
 pub mod context;
+mod disk;
 pub mod error;
 mod filecopy;
 mod fileindex;
@@ -16,6 +17,7 @@ pub mod fileop;
 mod flatten;
 pub mod image;
 pub mod layer;
+mod merge;
 #[cfg(test)]
 mod properties;
 pub mod prune;

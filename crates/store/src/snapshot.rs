@@ -483,7 +483,7 @@ impl LayerDraft {
         crate::layer::settle(&self).map_err(|e| StoreError::Layer(Box::new(e)))?;
         if self.has_work.load(Ordering::Relaxed) {
             // Not here: file systems take milliseconds to remove a directory that was made just now.
-            crate::prune::remove_later(&self.work());
+            crate::disk::remove_later(&self.work());
         }
         let snapshot = self.parent.with(self.id);
         let pin = Pin::locked(&self.store, &mut lock(&self.store.pins), snapshot.layers().to_vec());
@@ -521,7 +521,7 @@ impl LayerDraft {
 impl Drop for LayerDraft {
     fn drop(&mut self) {
         if !self.kept {
-            crate::prune::remove_later(&self.dir);
+            crate::disk::remove_later(&self.dir);
         }
     }
 }

@@ -292,6 +292,57 @@ fn long_chains_are_flattened() {
     wait_until("directories stay", || std::fs::read_dir(fixture.store.root().join("layers")).unwrap().count() == 0);
 }
 
+/// Runs commands on a snapshot as a step does: through a mounted overlay.
+fn stepped(fixture: &mut Fixture, parent: &Snapshot, step: impl FnOnce(&Path)) -> Snapshot {
+    let draft = fixture.store.draft(parent).unwrap();
+    let mount = draft.overlay().mount(bud_sandbox::overlay::MountApi::Auto).unwrap();
+    step(Path::new(&format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&mount))));
+    drop(mount);
+    fixture.commit(draft)
+}
+
+/// TestDiffOpaqueDirs, TestDiffMergeOpaqueRegression, TestDiffUnmatchedDelete, TestDiffDirOverridesSymlink.
+#[test]
+fn merges_delete_by_name() {
+    let mut fixture = Fixture::new();
+    let base = fixture.layer(&Snapshot::scratch(), &["d/a=1", "d/b=1", "d/sub/x=1", "k=1", "only/here=1"]);
+    let again = stepped(&mut fixture, &base, |root| {
+        std::fs::remove_dir_all(root.join("d")).unwrap();
+        fill(root, &["d/new=2", "d/sub/y=2", "made/m=2"]);
+        std::fs::remove_file(root.join("k")).unwrap();
+        std::fs::remove_file(root.join("only/here")).unwrap();
+    });
+    let change = Snapshot::from_layers(vec![again.top().unwrap()]);
+    let other = fixture.layer(&Snapshot::scratch(), &["d/a=3", "d/c=3", "d/sub/x=3", "d/sub/z=3", "k=3", "made/n=3"]);
+    let (merged, _pin) = fixture.store.merge(&[other.clone(), change.clone()], &()).unwrap();
+    assert_eq!(
+        fixture.list(&merged),
+        ["d/", "d/c=3", "d/new=2", "d/sub/", "d/sub/y=2", "d/sub/z=3", "made/", "made/m=2", "made/n=3", "only/",]
+    );
+    // On the tree that it was made on, and on nothing, a layer stays what it is.
+    assert_eq!(fixture.store.merge(&[base.clone(), again.clone()], &()).unwrap().0, again);
+    assert_eq!(fixture.store.merge(std::slice::from_ref(&other), &()).unwrap().0, other);
+    let plain = fixture.layer(&Snapshot::scratch(), &["link->d", "x=1"]);
+    let dir = fixture.layer(&Snapshot::scratch(), &["link/f=1"]);
+    let (merged, _pin) = fixture.store.merge(&[plain.clone(), dir.clone()], &()).unwrap();
+    assert_eq!(merged.layers().len(), 2);
+    assert_eq!(fixture.list(&merged), ["link/", "link/f=1", "x=1"]);
+    // dir with a; a layer that deletes dir; dir with b.
+    let a = fixture.layer(&Snapshot::scratch(), &["dir/a=1"]);
+    let deletes = stepped(&mut fixture, &a, |root| std::fs::remove_dir_all(root.join("dir")).unwrap());
+    let deletes = Snapshot::from_layers(vec![deletes.top().unwrap()]);
+    let b = fixture.layer(&Snapshot::scratch(), &["dir/b=1"]);
+    let (merged, _pin) = fixture.store.merge(&[a, deletes, b], &()).unwrap();
+    assert_eq!(fixture.list(&merged), ["dir/", "dir/b=1"]);
+    // A difference that was worked out carries its deletions too.
+    let draft = fixture.store.draft(&Snapshot::scratch()).unwrap();
+    fileop::diff(&draft, &base, &fixture.layer(&Snapshot::scratch(), &["d/a=1", "d/b=1", "d/sub/x=1"]), &()).unwrap();
+    let difference = fixture.commit(draft);
+    let (merged, _pin) = fixture.store.merge(&[other, difference], &()).unwrap();
+    let listed = fixture.list(&merged);
+    assert!(!listed.contains(&"k=3".to_owned()) && listed.contains(&"d/c=3".to_owned()), "{listed:?}");
+}
+
 #[test]
 fn used_layers_outlive_unused_ones() {
     let mut fixture = Fixture::new();

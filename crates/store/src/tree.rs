@@ -115,7 +115,7 @@ struct Temporary(PathBuf);
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        crate::prune::remove_later(&self.0);
+        crate::disk::remove_later(&self.0);
     }
 }
 

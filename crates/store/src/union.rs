@@ -392,7 +392,7 @@ impl<'a> Union<'a> {
     pub(crate) fn clear_upper(&self, dir: &UnionDir, name: &[u8]) -> Result<(), FileOpError> {
         let Some(upper) = &dir.upper else { return Ok(()) };
         let path = dir.join(name);
-        crate::prune::remove_at(upper, name).map_err(|e| FileOpError::std("remove", &path, e))?;
+        crate::disk::remove_at(upper, name).map_err(|e| FileOpError::std("remove", &path, e))?;
         lock(self.notes).forget(&path);
         Ok(())
     }

@@ -5,6 +5,7 @@ use crate::value::{Stop, Value, blocking, file_error, store_error};
 use bud_protocol::errors::BuildError;
 use bud_protocol::pb;
 use bud_store::Snapshot;
+use std::sync::Arc;
 
 /// Checks the op.
 ///
@@ -17,7 +18,7 @@ pub fn validate(op: &pb::MergeOp, inputs: usize) -> Result<(), String> {
     op.inputs.iter().try_for_each(|i| check_input("merge", i.input, inputs, false))
 }
 
-/// Stacks the layers; nothing is copied.
+/// Stacks the layers; one that deletes is made again to delete by name, from hard links.
 ///
 /// # Errors
 /// A layer is gone.
@@ -32,8 +33,8 @@ pub async fn execute(cx: &OpCx, op: &pb::MergeOp, inputs: Vec<Value>) -> Result<
             parts.push(value.snapshot(&store, &Stop(&cancel)).map_err(file_error)?);
         }
         let snapshots: Vec<Snapshot> = parts.iter().map(|(snapshot, _)| snapshot.clone()).collect();
-        let merged = Snapshot::stacked(&snapshots);
-        Ok(vec![Some(Value::stored(&store, merged).map_err(store_error)?)])
+        let (merged, pin) = store.merge(&snapshots, &Stop(&cancel)).map_err(store_error)?;
+        Ok(vec![Some(Value::Stored(merged, Some(Arc::new(pin))))])
     })
     .await
 }

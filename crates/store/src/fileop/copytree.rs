@@ -266,7 +266,7 @@ fn make_hard_links(job: &Job<'_>, links: &[HardLink]) -> Result<(), FileOpError>
             return Err(FileOpError::Cancelled);
         }
         let (dir, name) = split(&link.path);
-        if !current.as_ref().is_some_and(|(last, ..)| *last == dir) {
+        if current.as_ref().is_none_or(|(last, ..)| *last != dir) {
             restore(current.take())?;
             let fd = open(dir)?;
             let meta = crate::scan::look(fd.as_fd(), b"").map_err(|e| FileOpError::io("look at", dir, e))?.meta;

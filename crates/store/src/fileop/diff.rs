@@ -41,6 +41,10 @@ pub fn diff(
     if let Some(node) = changed {
         job.copy_loaded(&Found { path: Vec::new(), node: Cow::Owned(node) })?;
     }
+    if !gone.is_empty() {
+        let marker = draft.upper().with_file_name(crate::merge::DELETES);
+        std::fs::write(marker, "").map_err(|e| FileOpError::std("note the deletions of", b"", e))?;
+    }
     for path in gone {
         let spot = union.resolve(&path, false, None);
         // The directory it was in is among the changes, since it changed.

@@ -163,7 +163,7 @@ fn move_through_link(union: &Union<'_>, spot: Spot, path: &[u8]) -> Result<(), L
     let from = UnionDir { upper: union.root().upper.clone(), lower: None, path: Vec::new() };
     let from = from.enter(away).map_err(|e| fail("open", e))?;
     merge(from, to)?;
-    crate::prune::remove_at(&root, away).map_err(|e| FileOpError::std("remove", path, e))?;
+    crate::disk::remove_at(&root, away).map_err(|e| FileOpError::std("remove", path, e))?;
     Ok(())
 }
 
@@ -189,7 +189,7 @@ fn merge(from: UnionDir, to: UnionDir) -> Result<(), LayerError> {
                 continue;
             }
             if there.is_some() {
-                crate::prune::remove_at(target, &name).map_err(|e| FileOpError::std("replace", &to.join(&name), e))?;
+                crate::disk::remove_at(target, &name).map_err(|e| FileOpError::std("replace", &to.join(&name), e))?;
             }
             rustix::fs::renameat(source.as_fd(), &*name, target.as_fd(), &*name).map_err(|e| fail("move", e))?;
         }
