@@ -13,7 +13,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -30,6 +30,8 @@ const MAX_CONNECTIONS: usize = 2048;
 const MAX_CALLS: u32 = 512;
 /// Everything must be over so long after a stop.
 const STOP: Duration = Duration::from_secs(8);
+/// Between two looks at whether the socket is there still.
+const KEEP: Duration = Duration::from_secs(5);
 /// Between two looks at whether there is anything to do.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -127,12 +129,13 @@ pub async fn serve(daemon: Arc<Daemon>, sockets: Sockets, ready: Option<OwnedFd>
             paths.push((beside, inode));
         }
     }
+    let paths = Arc::new(Mutex::new(paths));
+    let acceptor = Acceptor { connections, life: Arc::clone(&daemon.life), slots, leaving: leaving.clone() };
     let mut tasks = tokio::task::JoinSet::new();
     for listener in accepting {
-        let (life, slots) = (Arc::clone(&daemon.life), Arc::clone(&slots));
-        tasks.spawn(accept(listener, connections.clone(), life, slots, leaving.clone()));
+        tasks.spawn(acceptor.clone().accept(listener));
     }
-    drop(connections);
+    tasks.spawn(acceptor.keep(Arc::clone(&daemon), Arc::clone(&paths)));
     tokio::spawn(signals(Arc::clone(&daemon.life)));
     tokio::spawn(crate::gc::collect(Arc::clone(&daemon)));
     if let Some(ready) = ready {
@@ -148,7 +151,7 @@ pub async fn serve(daemon: Arc<Daemon>, sockets: Sockets, ready: Option<OwnedFd>
         .initial_connection_window_size(Some(4 << 20))
         .serve_with_incoming_shutdown(Routes { daemon: Arc::clone(&daemon) }, ReceiverStream::new(incoming), stopped);
     let mut server = std::pin::pin!(server);
-    let mut leave = std::pin::pin!(idle(Arc::clone(&daemon), paths.clone(), leaving.clone()));
+    let mut leave = std::pin::pin!(idle(Arc::clone(&daemon), Arc::clone(&paths), leaving.clone()));
     let served = tokio::select! {
         served = &mut server => served,
         () = &mut leave => Ok(()),
@@ -163,9 +166,12 @@ pub async fn serve(daemon: Arc<Daemon>, sockets: Sockets, ready: Option<OwnedFd>
     served.map_err(std::io::Error::other)
 }
 
+/// The sockets' paths and inode numbers.
+type Paths = Arc<Mutex<Vec<(PathBuf, u64)>>>;
+
 /// Removes our sockets; one that another daemon made meanwhile under the same name stays.
-fn unlink(paths: &[(PathBuf, u64)]) {
-    for (path, inode) in paths {
+fn unlink(paths: &Paths) {
+    for (path, inode) in paths.lock().unwrap_or_else(PoisonError::into_inner).iter() {
         if std::fs::metadata(path).is_ok_and(|m| m.ino() == *inode)
             && let Err(error) = std::fs::remove_file(path)
         {
@@ -174,39 +180,78 @@ fn unlink(paths: &[(PathBuf, u64)]) {
     }
 }
 
-async fn accept(
-    listener: Listener,
+/// Accepts connections and hands them to the server.
+#[derive(Clone)]
+struct Acceptor {
     connections: mpsc::Sender<std::io::Result<Open>>,
     life: Arc<Life>,
     slots: Arc<Semaphore>,
     leaving: CancellationToken,
-) {
-    loop {
-        // The semaphore is never closed.
-        let Ok(permit) = Arc::clone(&slots).acquire_owned().await else { return };
-        let accepted = tokio::select! {
-            biased;
-            () = leaving.cancelled() => return,
-            accepted = listener.accept() => accepted,
-        };
-        match accepted {
-            Ok(inner) => {
-                let open = Open { inner, _busy: life.busy(), _permit: permit };
-                if connections.send(Ok(open)).await.is_err() {
-                    return;
+}
+
+impl Acceptor {
+    async fn accept(self, listener: Listener) {
+        loop {
+            // The semaphore is never closed.
+            let Ok(permit) = Arc::clone(&self.slots).acquire_owned().await else { return };
+            let accepted = tokio::select! {
+                biased;
+                () = self.leaving.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok(inner) => {
+                    let open = Open { inner, _busy: self.life.busy(), _permit: permit };
+                    if self.connections.send(Ok(open)).await.is_err() {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    // Out of files, most likely: it passes when a connection ends, and must not be spun on.
+                    tracing::warn!(%error, "a connection can't be accepted");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
-            Err(error) => {
-                // Out of files, most likely: it passes when a connection ends, and must not be spun on.
-                tracing::warn!(%error, "a connection can't be accepted");
-                tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Binds the API's socket again when somebody removed it (a logout empties the runtime directory); where that can't be done and
+    /// nothing runs, the daemon leaves: nobody could find it.
+    async fn keep(self, daemon: Arc<Daemon>, paths: Paths) {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(KEEP) => {}
+                () = self.leaving.cancelled() => return,
+                () = daemon.life.stopped() => return,
+            }
+            let Some((path, _)) = paths.lock().unwrap_or_else(PoisonError::into_inner).first().cloned() else { return };
+            if path.exists() || self.leaving.is_cancelled() {
+                continue;
+            }
+            let bound = bind_path(&path).map_err(std::io::Error::other).and_then(|listener| {
+                let inode = std::fs::metadata(&path)?.ino();
+                Ok((tokio::net::UnixListener::from_std(listener)?, inode))
+            });
+            match bound {
+                Ok((listener, inode)) => {
+                    tracing::warn!(path = %path.display(), "the socket was removed: bound it again");
+                    if let Some(first) = paths.lock().unwrap_or_else(PoisonError::into_inner).first_mut() {
+                        first.1 = inode;
+                    }
+                    tokio::spawn(self.clone().accept(Listener::Unix(listener, path)));
+                }
+                Err(error) if daemon.builds.count() == 0 => {
+                    tracing::warn!(path = %path.display(), %error, "the socket was removed and can't be bound again: leaving");
+                    daemon.life.stop();
+                }
+                Err(_) => {}
             }
         }
     }
 }
 
 /// Ends when the daemon has had nothing to do for its time and nobody is about to connect.
-async fn idle(daemon: Arc<Daemon>, paths: Vec<(PathBuf, u64)>, leaving: CancellationToken) {
+async fn idle(daemon: Arc<Daemon>, paths: Paths, leaving: CancellationToken) {
     let Some(timeout) = daemon.life.idle_timeout else { return std::future::pending().await };
     let look = LOOK.min(timeout / 2).max(Duration::from_millis(10));
     loop {
@@ -228,6 +273,7 @@ async fn idle(daemon: Arc<Daemon>, paths: Vec<(PathBuf, u64)>, leaving: Cancella
             continue;
         }
         unlink(&paths);
+        paths.lock().unwrap_or_else(PoisonError::into_inner).clear();
         // From here on nobody finds us. Who connected just before is served to the end, while the lock is free for a new daemon,
         // which waits for the state directory.
         tokio::time::sleep(Duration::from_millis(20)).await;
