@@ -5,6 +5,7 @@ mod content;
 mod exports;
 mod files;
 mod health;
+mod keys;
 mod secrets;
 mod serve;
 mod ssh;
