@@ -4,7 +4,7 @@ use crate::request::BuildRequest;
 use crate::request::context::Context;
 use crate::request::dockerfile::Source;
 use crate::request::secrets::SecretSource;
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use bud_oci::auth_config::AuthConfig;
 use bud_oci::registry::Credential;
 use bud_session::client::{ContentStore, CredentialProvider, LocalDir, SshAgent, UploadSource};
@@ -97,11 +97,14 @@ pub fn share(request: &mut BuildRequest) -> Result<Shared> {
         })
         .collect();
     for (id, paths) in &request.ssh {
-        let agent = match paths.as_slice() {
-            [socket] if crate::request::secrets::is_socket(socket) => SshAgent::at(socket),
-            keys => SshAgent::with_keys(keys).with_context(|| format!("--ssh {id}"))?,
-        };
-        attachables.ssh.insert(id.clone(), agent);
+        let [socket] = paths.as_slice() else { anyhow::bail!("--ssh {id}: give one agent's socket") };
+        ensure!(
+            crate::request::secrets::is_socket(socket),
+            "--ssh {id}={}: keys are read by an agent only: `eval $(ssh-agent)`, `ssh-add {}`, then --ssh {id}",
+            socket.display(),
+            socket.display()
+        );
+        attachables.ssh.insert(id.clone(), SshAgent { socket: socket.clone() });
     }
     attachables.credentials = Some(Arc::new(Logins(AuthConfig::of_user())));
     Ok(Shared { attachables, attrs, dirs, shared_key, _temporary: temporary })

@@ -151,7 +151,7 @@ async fn agents_sign_but_are_not_changed() {
     let agent = dir.path().join("agent");
     let seen = fake_agent(&agent).await;
     let pair = pair(Attachables {
-        ssh: BTreeMap::from([("default".to_owned(), SshAgent::at(agent))]),
+        ssh: BTreeMap::from([("default".to_owned(), SshAgent { socket: agent })]),
         ..Attachables::default()
     })
     .await;
@@ -309,34 +309,4 @@ async fn what_is_no_http_ends_the_session_alone() {
     let handle = SessionHandle::open_as(channel, Attachables::default(), "", "good").await.unwrap();
     assert!(registry.get(handle.id(), Duration::from_secs(5)).await.is_ok());
     assert!(registry.find("noise").is_none());
-}
-
-#[tokio::test]
-async fn keys_in_files_get_an_agent_of_their_own() {
-    let dir = tempfile::tempdir().unwrap();
-    let make = |name: &str, passphrase: &str| {
-        let key = dir.path().join(name);
-        let made = std::process::Command::new("ssh-keygen")
-            .args(["-q", "-t", "ed25519", "-N", passphrase, "-f"])
-            .arg(&key)
-            .status();
-        made.map(|status| status.success().then_some(key))
-    };
-    let Ok(Some(open)) = make("open", "") else {
-        eprintln!("skipped keys_in_files_get_an_agent_of_their_own: the programs of openssh-client are not installed");
-        return;
-    };
-    let agent = SshAgent::with_keys(&[open]).unwrap();
-    let pair = pair(Attachables { ssh: BTreeMap::from([("k".to_owned(), agent)]), ..Attachables::default() }).await;
-    let socket = dir.path().join("forwarded");
-    let _forward = pair.session.forward_ssh("k", tokio::net::UnixListener::bind(&socket).unwrap()).unwrap();
-    let mut stream = tokio::net::UnixStream::connect(&socket).await.unwrap();
-    stream.write_all(&[0, 0, 0, 1, 11]).await.unwrap();
-    let mut answer = vec![0; stream.read_u32().await.unwrap() as usize];
-    stream.read_exact(&mut answer).await.unwrap();
-    assert_eq!(answer[..5], [12, 0, 0, 0, 1], "one identity");
-
-    let locked = make("locked", "secret words").unwrap().unwrap();
-    let error = SshAgent::with_keys(&[locked.clone()]).err().unwrap().to_string();
-    assert!(error.contains(&locked.display().to_string()), "{error}");
 }

@@ -95,8 +95,9 @@ fn known(store: &Arc<Store>, top: LayerId, form: &Form, force: bool) -> Result<O
     let plain = form.compression.name();
     blobs.retain(|(known, _)| {
         let same_times = known.split_once('@').map(|(_, epoch)| epoch.to_owned()) == form.epoch.map(|e| e.to_string());
-        // Pulled layers have no level; they are as they are.
-        let same_form = *known == name || form.epoch.is_none() && known == plain;
+        // Pulled layers have no level; they are as they are, unless another is forced.
+        let any_level = form.level.is_none() || !force;
+        let same_form = *known == name || any_level && form.epoch.is_none() && known == plain;
         same_times && (same_form || !force && form.epoch.is_none())
     });
     blobs.sort_by_key(|(known, _)| (*known != name, known != plain));

@@ -253,7 +253,7 @@ async fn bring(origin: &Origin, wanted: &Descriptor, cx: &SourceCx) -> Result<Un
     let _extracting = cx.progress.status(format!("extracting {id}"));
     let unpacked = unpacking.await.map_err(|e| BuildError::other(format!("unpacking {id}: {e}")))?;
     downloaded?;
-    let unpacked = unpacked?;
+    let unpacked = unpacked.map_err(|e| e.context(format!("unpack layer {id}")))?;
     let (digest, size) = (wanted.digest, wanted.size);
     // The layer is kept only if the compressed bytes were those asked for.
     blocking(move || {

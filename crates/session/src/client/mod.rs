@@ -5,7 +5,6 @@ mod content;
 mod exports;
 mod files;
 mod health;
-mod keys;
 mod secrets;
 mod serve;
 mod ssh;

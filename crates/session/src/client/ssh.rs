@@ -13,7 +13,6 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Attachables;
-use super::keys::KeyAgent;
 use crate::methods;
 
 /// Longest message of the agent protocol, as in OpenSSH, in bytes.
@@ -28,26 +27,11 @@ const FAILURE: &[u8] = &[0, 0, 0, 1, 5];
 /// An agent that listens on a socket.
 #[derive(Clone)]
 pub struct SshAgent {
-    socket: PathBuf,
-    /// Kept running, if it is our own.
-    _keys: Option<Arc<KeyAgent>>,
+    /// The socket's path.
+    pub socket: PathBuf,
 }
 
 impl SshAgent {
-    /// The agent at a socket.
-    pub fn at(socket: impl Into<PathBuf>) -> SshAgent {
-        SshAgent { socket: socket.into(), _keys: None }
-    }
-
-    /// An agent for private keys in files, started for it. Blocking.
-    ///
-    /// # Errors
-    /// The programs of OpenSSH are missing, or a key can't be used without asking for its passphrase.
-    pub fn with_keys(keys: &[PathBuf]) -> std::io::Result<SshAgent> {
-        let keys = KeyAgent::start(keys)?;
-        Ok(SshAgent { socket: keys.socket(), _keys: Some(Arc::new(keys)) })
-    }
-
     async fn connect(&self) -> Result<UnixStream, Status> {
         let connected = UnixStream::connect(&self.socket).await;
         connected.map_err(|error| Status::failed_precondition(format!("ssh agent {}: {error}", self.socket.display())))
