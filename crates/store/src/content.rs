@@ -232,9 +232,10 @@ impl Facts {
         for (i, digest) in results {
             digests[i] = digest;
             let (Some((.., racy_after)), meta) = (&index, items[i].node.meta) else { continue };
-            let ctime_ms = meta.ctime.0.saturating_mul(1000).saturating_add(i64::from(meta.ctime.1 / 1_000_000));
-            let mtime_ms = meta.mtime.0.saturating_mul(1000).saturating_add(i64::from(meta.mtime.1 / 1_000_000));
-            if ctime_ms.max(mtime_ms) < *racy_after {
+            if let Source::Context(context) = source {
+                context.note_digest(&meta, digest);
+            }
+            if meta.last_change_ms() < *racy_after {
                 new.push((meta, digest));
             }
         }
@@ -476,6 +477,14 @@ fn fact(
     if in_context && (read != size || !is_same(&file).map_err(|e| fail("look at", e))?) {
         return Err(changed());
     }
+    Ok(hash.finalize().into())
+}
+
+/// Returns the digest of a file's bytes and attributes as [`digest`] has it.
+pub(crate) fn file_digest(file: &OwnedFd, size: u64) -> Result<[u8; 32], Errno> {
+    let mut hash = sha2::Sha256::new();
+    hash_pieces(&mut hash, file, size, &mut vec![0; 256 << 10])?;
+    hash_xattrs(&mut hash, file)?;
     Ok(hash.finalize().into())
 }
 

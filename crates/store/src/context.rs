@@ -4,14 +4,20 @@
 //! one from the descriptor that was handed over, and a file that isn't the one that was listed any more ends the build.
 
 use crate::fileop::FileOpError;
-use crate::scan::{Kind, Node, scan};
+use crate::scan::{Kind, Meta, Node, scan};
 use crate::source::split;
+use crate::store::{lock, to_ms};
 use crate::tree::{Source, open_beneath, read_regular};
 use bud_patterns::{Filter, Links};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
+use std::collections::HashMap;
+use std::sync::Mutex;
 use std::time::SystemTime;
+
+/// File times go forward in steps no longer than this.
+const TICK_MS: i64 = 50;
 
 /// Says what of a directory belongs to the context.
 #[derive(Clone, Debug, Default)]
@@ -30,6 +36,9 @@ pub struct ContextTree {
     root: OwnedFd,
     top: Node,
     listed: SystemTime,
+    /// Digests of files that were changed in the moment before they were listed, by inode: such a file may change once more
+    /// without its times showing it, so what is stored of it is digested again.
+    racy: Mutex<HashMap<u64, [u8; 32]>>,
     /// Dropped with the tree.
     _held: Option<Box<dyn std::any::Any + Send + Sync>>,
 }
@@ -70,7 +79,7 @@ impl ContextTree {
         let mut top = scan(walked, b"", &filter)?;
         disown(&mut top);
         top.meta.mode = 0o755;
-        Ok(Self { root, top, listed, _held: None })
+        Ok(Self { root, top, listed, racy: Mutex::default(), _held: None })
     }
 
     /// Opens a path within the directory; symbolic links lead nowhere else.
@@ -99,6 +108,18 @@ impl ContextTree {
     /// When the listing began: files that were changed just before it are not trusted.
     pub(crate) fn listed(&self) -> SystemTime {
         self.listed
+    }
+
+    /// Remembers the digest of a file if its times may not tell of another change.
+    pub(crate) fn note_digest(&self, meta: &Meta, digest: [u8; 32]) {
+        if meta.last_change_ms() >= to_ms(self.listed) - TICK_MS {
+            lock(&self.racy).insert(meta.ino, digest);
+        }
+    }
+
+    /// Returns the digest that was found of a file whose times may not tell of another change.
+    pub(crate) fn noted_digest(&self, meta: &Meta) -> Option<[u8; 32]> {
+        lock(&self.racy).get(&meta.ino).copied()
     }
 
     /// Reads a regular file of the context whole; links stay in the context.

@@ -60,7 +60,7 @@ impl Store {
             .optional()?
             .transpose()?;
         let Some(image) = image else { return Ok(None) };
-        if self.missing_layer(&image.snapshot, &pins)?.is_some() {
+        if self.missing_layer(&image.snapshot, &pins)?.is_some() || !self.has_directories(&image.snapshot, &pins) {
             self.database().execute("DELETE FROM images WHERE name = ?", [name])?;
             return Ok(None);
         }

@@ -5,6 +5,7 @@ use crate::snapshot::{LayerId, Pin, Snapshot};
 use crate::store::{Store, lock, now_ms};
 use bud_image::Digest;
 use rusqlite::{OptionalExtension, params};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// A cache key: a digest over an op and its inputs.
@@ -104,7 +105,7 @@ impl Store {
         layers.sort_unstable();
         layers.dedup();
         for output in outputs.iter().flatten() {
-            if self.missing_layer(output, &pins)?.is_some() || !self.has_directory(output) {
+            if self.missing_layer(output, &pins)?.is_some() || !self.has_directories(output, &pins) {
                 self.database().execute("DELETE FROM records WHERE id = ?", [id])?;
                 return Ok(None);
             }
@@ -114,9 +115,10 @@ impl Store {
         Ok(Some(Record { id: RecordId(id), key: Digest::from_bytes(first_key), outputs, meta, pin }))
     }
 
-    /// Tells whether the topmost layer's directory is there (somebody may have deleted it).
-    fn has_directory(&self, snapshot: &Snapshot) -> bool {
-        snapshot.top().is_none_or(|top| self.layer_fs(top).is_dir())
+    /// Tells whether the layers' directories are there (somebody may have deleted one). Those of pinned layers were looked at
+    /// when they were pinned.
+    pub(crate) fn has_directories(&self, snapshot: &Snapshot, pins: &HashMap<LayerId, usize>) -> bool {
+        snapshot.layers().iter().all(|id| pins.contains_key(id) || self.layer_fs(*id).is_dir())
     }
 
     /// Stores the outputs of a key. A record that the key has already is replaced.

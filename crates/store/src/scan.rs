@@ -45,6 +45,12 @@ impl Meta {
         }
     }
 
+    /// Returns when the file was changed last, in milliseconds since 1970.
+    pub(crate) fn last_change_ms(&self) -> i64 {
+        let ms = |(sec, nsec): (i64, u32)| sec.saturating_mul(1000).saturating_add(i64::from(nsec / 1_000_000));
+        ms(self.mtime).max(ms(self.ctime))
+    }
+
     /// Tells whether a file is still the one that was seen.
     pub(crate) fn same_content(&self, other: &Self) -> bool {
         (self.ino, self.size, self.mtime, self.ctime) == (other.ino, other.size, other.mtime, other.ctime)

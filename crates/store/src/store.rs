@@ -429,12 +429,10 @@ fn upkeep_in_background(store: &Arc<Store>, reserved: i64) {
         }
         for second in 1_u64.. {
             std::thread::sleep(Duration::from_secs(1));
-            if weak.strong_count() == 0 {
-                return;
-            }
-            if second % 30 == 0
-                && let Some(store) = weak.upgrade()
-            {
+            let Some(store) = weak.upgrade() else { return };
+            // The log of the database is read whole at the next start if it isn't worked in.
+            let log = std::fs::metadata(store.root.join("state.db-wal")).map_or(0, |meta| meta.len());
+            if second % 30 == 0 || log > 16 << 20 {
                 warn("syncing", store.sync_changes());
             }
         }

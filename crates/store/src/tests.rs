@@ -391,6 +391,7 @@ fn a_deleted_layer_directory_makes_a_miss() {
     let mut fixture = Fixture::new();
     let layer = fixture.layer(&Snapshot::scratch(), &["a=1"]);
     fixture.store.put_record(&key("k"), &[Some(layer.clone())], "").unwrap();
+    fixture.unpin();
     std::fs::remove_dir_all(fixture.store.layer_fs(layer.top().unwrap())).unwrap();
     assert!(fixture.store.record(&key("k")).unwrap().is_none());
 }
@@ -556,6 +557,42 @@ fn an_unchanged_file_is_known_and_a_racy_one_is_not() {
     let known = |name: &str| index.get_all(std::iter::once(&top.child(name.as_bytes()).unwrap().meta))[0].is_some();
     assert!(known("old"));
     assert!(!known("new"));
+}
+
+/// S12: stored bytes are the digested ones, even if a file changed in a way that its times don't show.
+#[test]
+fn a_file_whose_times_cannot_be_trusted_is_digested_again() {
+    let fixture = Fixture::new();
+    let dir = fixture.dir.path().join("c");
+    fill(&dir, &["f=1"]);
+    let copied = |change: bool| {
+        std::fs::write(dir.join("f"), "2").unwrap();
+        let tree = context(&dir, &[], &[]);
+        digest(&fixture.store, Source::Context(&tree), &path("/"), &()).unwrap();
+        if change {
+            // As if the bytes had been others when it was digested.
+            tree.note_digest(&tree.top().child(b"f").unwrap().meta, [0; 32]);
+        }
+        let draft = fixture.store.draft(&Snapshot::scratch()).unwrap();
+        let copy = fileop::Copy { src: "/f".into(), dest: "/f".into(), ..fileop::Copy::default() };
+        fileop::copy(&draft, Source::Context(&tree), &copy, &()).map_err(|e| e.to_string())
+    };
+    copied(false).unwrap();
+    assert!(copied(true).unwrap_err().contains("was changed"));
+}
+
+/// F02: a layer that was deleted makes a miss, wherever it is in the chain.
+#[test]
+fn a_deleted_lower_layer_makes_a_miss() {
+    let mut fixture = Fixture::new();
+    let lower = fixture.layer(&Snapshot::scratch(), &["a=1"]);
+    let upper = fixture.layer(&lower, &["b=1"]);
+    fixture.store.put_record(&key("k"), &[Some(upper.clone())], "").unwrap();
+    fixture.store.put_image("i", "", &upper, &[]).unwrap();
+    fixture.unpin();
+    std::fs::remove_dir_all(fixture.store.layer_fs(lower.top().unwrap())).unwrap();
+    assert!(fixture.store.record(&key("k")).unwrap().is_none());
+    assert!(fixture.store.image("i").unwrap().is_none());
 }
 
 /// testLocalSymlinkEscape, testLocalSourceWithHardlinksFilter.

@@ -341,6 +341,12 @@ impl<'a> Job<'a> {
             return Err(changed());
         }
         copy_xattrs(&input, &output).map_err(|e| FileOpError::io("copy the attributes of", &path, e))?;
+        if let Source::Context(context) = self.source
+            && let Some(expected) = context.noted_digest(&node.meta)
+            && crate::content::file_digest(&output, copied).map_err(|e| FileOpError::io("read", &path, e))? != expected
+        {
+            return Err(changed());
+        }
         self.stats.add(self.observer, 0, copied);
         self.union.set_looks(
             &output,

@@ -61,7 +61,7 @@ pub fn mkfile(draft: &LayerDraft, mkfile: &Mkfile) -> Result<(), FileOpError> {
 
 /// Creates an empty file in the draft's part of a directory, where there is nothing.
 pub(crate) fn create_file(dir: &UnionDir, name: &[u8]) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::openat(dir.upper_fd()?.as_fd(), name, flags, Mode::from_raw_mode(0o600))
 }
 
