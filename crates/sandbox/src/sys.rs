@@ -203,6 +203,14 @@ pub(crate) fn prctl(option: i32, second: u64, third: u64) -> io::Result<i64> {
     check(unsafe { libc::prctl(option, second, third, 0, 0) } as libc::c_long)
 }
 
+/// Gives the process a new, empty session keyring, so that it has no keys of whoever started it (`keyctl(2)`).
+pub(crate) fn new_keyring() -> io::Result<()> {
+    const JOIN_SESSION_KEYRING: i32 = 1;
+    // SAFETY: a null name asks for an anonymous keyring; no memory is passed.
+    check(unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>()) })?;
+    Ok(())
+}
+
 /// Loads a seccomp filter onto the process. Needs CAP_SYS_ADMIN in its user namespace, or `no_new_privs`.
 pub(crate) fn load_seccomp(filter: &Filter) -> io::Result<()> {
     #[repr(C)]

@@ -117,6 +117,8 @@ extern "C" fn before_main() {
         rustix::process::setsid()?;
         // Containers inherit this: ignored signals would stay ignored in programs.
         sys::reset_signals();
+        // The user's keys are no step's business. A kernel without keyrings, or a sandbox that forbids them, has none to give.
+        sys::new_keyring().ok();
         // Nothing that is mounted here reaches the daemon's namespace.
         mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
         rustix::process::chdir("/")?;
