@@ -36,6 +36,8 @@ pub struct Registry {
     pub ca: Vec<PathBuf>,
     /// Client certificates.
     pub keypair: Vec<KeyPair>,
+    /// Directories with `*.crt` for authorities, `*.cert` and `*.key` for this client.
+    pub tlsconfigdir: Vec<PathBuf>,
 }
 
 /// A client certificate.

@@ -114,7 +114,7 @@ async fn build(
     let request = SolveRequest {
         r#ref: format!("images-{}", NUMBER.fetch_add(1, Ordering::Relaxed)),
         definition: Some(definition),
-        exporters: vec![Exporter { r#type: "image".into(), attrs, ..Default::default() }],
+        exporters: vec![Exporter { r#type: "image".into(), attrs }],
         ..Default::default()
     };
     Ok(solve(daemon, request).await?.exporter_response.into_iter().collect())

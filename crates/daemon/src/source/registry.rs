@@ -37,7 +37,7 @@ fn registry_config(config: &Config) -> RegistryConfig {
             insecure: host.insecure,
             ca: host.ca.clone(),
             keypair: host.keypair.iter().map(|k| KeyPair { key: k.key.clone(), cert: k.cert.clone() }).collect(),
-            tlsconfigdir: Vec::new(),
+            tlsconfigdir: host.tlsconfigdir.clone(),
         };
         registries.set(name, settings);
     }
