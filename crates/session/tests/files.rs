@@ -439,3 +439,27 @@ async fn an_output_that_cannot_be_written_is_an_error() {
     let error = pair.session.send_file(3, &BTreeMap::new()).unwrap().finish().await.unwrap_err();
     assert!(error.to_string().contains("opening the output"), "{error}");
 }
+
+#[tokio::test]
+async fn a_transfer_that_is_given_up_lets_go_of_its_destination_when_it_writes_no_more() {
+    let dest = tempfile::tempdir().unwrap();
+    let (packets, inbound) = mpsc::channel(1);
+    let (outbound, mut requests) = mpsc::channel(32);
+    let guard = Arc::new(());
+    let held: Arc<dyn std::any::Any + Send + Sync> = guard.clone();
+    let options = ReceiveOptions { guard: Some(held), ..options() };
+    let transfer = tokio::spawn(receive(open(dest.path()), ReceiverStream::new(inbound), outbound, options));
+    let Move::Stat(stat) = file("half", 10) else { unreachable!() };
+    packets.send(Ok(Packet { stat: Some(stat), ..Packet::default() })).await.unwrap();
+    requests.recv().await.unwrap().unwrap();
+    assert_eq!(Arc::strong_count(&guard), 2);
+    transfer.abort();
+    for _ in 0..200 {
+        if Arc::strong_count(&guard) == 1 {
+            assert!(listing(dest.path()).is_empty(), "nothing half-written is left");
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    panic!("the destination is held for good");
+}

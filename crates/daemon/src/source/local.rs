@@ -114,7 +114,7 @@ impl LocalSource {
                 if !wanted.is_empty() && session.id() != wanted {
                     return Err(SessionError::Missing(wanted.clone()));
                 }
-                let dir = self.kept_directory(cx, &session).await?;
+                let dir = Arc::new(self.kept_directory(cx, &session).await?);
                 let path = dir.path();
                 let dest = std::fs::File::open(&path)
                     .map_err(|source| SessionError::Io { doing: format!("open {}", path.display()), source })?;
@@ -122,6 +122,7 @@ impl LocalSource {
                 let options = ReceiveOptions {
                     differ,
                     progress: Some(Arc::new(move |bytes| told.set(bytes))),
+                    guard: Some(dir.clone()),
                     ..ReceiveOptions::default()
                 };
                 let received = session.diff_copy(request, dest.into(), options).await?;

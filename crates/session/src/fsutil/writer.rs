@@ -1,11 +1,13 @@
 //! Writing a tree that comes in, as it differs from the one that is there.
 
+use std::any::Any;
 use std::collections::hash_map::RandomState;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::File;
 use std::hash::BuildHasher;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use bud_protocol::fsutil::packet::PacketType;
 use bud_protocol::fsutil::{Packet, Stat};
@@ -61,6 +63,9 @@ pub struct ReceiveOptions {
     pub max_bytes: u64,
     /// Told of the bytes that came in.
     pub progress: Option<Progress>,
+    /// Dropped when nothing is written any more, such as a lock on the destination: a transfer that is given up may still write
+    /// what has come until then.
+    pub guard: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 impl Default for ReceiveOptions {
@@ -72,6 +77,7 @@ impl Default for ReceiveOptions {
             max_entries: 10_000_000,
             max_bytes: u64::MAX,
             progress: None,
+            guard: None,
         }
     }
 }

@@ -96,14 +96,7 @@ pub async fn resolve(git: &Git, remote: &Remote, reference: &str) -> Result<Reso
 /// # Errors
 /// The remote can't be asked, or doesn't have it.
 pub async fn fetch(git: &Git, bare: &Path, remote: &Remote, reference: &str, object: &str) -> Result<(), GitError> {
-    if !bare.join("HEAD").is_file() {
-        let format = if object.len() == 64 { "--object-format=sha256" } else { "--object-format=sha1" };
-        git.run(&[OsString::from("init"), "--bare".into(), "--quiet".into(), format.into(), bare.into()]).await?;
-        let bare_git = in_bare(git, bare);
-        bare_git.run(&["config", "uploadpack.allowAnySHA1InWant", "true"]).await?;
-    }
-    // What a killed fetch may have left behind.
-    let _ = std::fs::remove_file(bare.join("shallow.lock"));
+    prepare(git, bare, object).await?;
     let git = in_bare(git, bare);
     if has(&git, object).await {
         return Ok(());
@@ -136,6 +129,46 @@ pub async fn fetch(git: &Git, bare: &Path, remote: &Remote, reference: &str, obj
         return Ok(());
     }
     Err(GitError::Unusable(format!("{} does not have commit {object}", remote.shown())))
+}
+
+/// Makes the bare repository if it isn't there, and takes away what a killed git may have left in it. It is ours alone meanwhile.
+async fn prepare(git: &Git, bare: &Path, object: &str) -> Result<(), GitError> {
+    remove_locks(bare).await?;
+    let ready = bare.join("bud-ready");
+    if !ready.is_file() {
+        let format = if object.len() == 64 { "--object-format=sha256" } else { "--object-format=sha1" };
+        git.run(&[OsString::from("init"), "--bare".into(), "--quiet".into(), format.into(), bare.into()]).await?;
+        in_bare(git, bare).run(&["config", "uploadpack.allowAnySHA1InWant", "true"]).await?;
+        std::fs::write(&ready, "").map_err(io(format!("write {}", ready.display())))?;
+    }
+    Ok(())
+}
+
+/// Removes lock files; objects have none.
+async fn remove_locks(bare: &Path) -> Result<(), GitError> {
+    let bare = bare.to_owned();
+    blocking(move || {
+        let mut waiting = vec![(bare.join("refs"), true), (bare, false)];
+        while let Some((dir, deep)) = waiting.pop() {
+            let entries = match std::fs::read_dir(&dir) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                entries => entries.map_err(io(format!("list {}", dir.display())))?,
+            };
+            for entry in entries {
+                let entry = entry.map_err(io(format!("list {}", dir.display())))?;
+                let path = entry.path();
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    if deep {
+                        waiting.push((path, true));
+                    }
+                } else if path.extension().is_some_and(|extension| extension == "lock") {
+                    std::fs::remove_file(&path).map_err(io(format!("remove {}", path.display())))?;
+                }
+            }
+        }
+        Ok(())
+    })
+    .await
 }
 
 fn in_bare(git: &Git, bare: &Path) -> Git {

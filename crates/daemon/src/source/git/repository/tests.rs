@@ -303,3 +303,27 @@ async fn other_transports_are_refused_by_git_itself_as_well() {
     let error = ours.git().run(&["ls-remote", "--", &url]).await.unwrap_err().to_string();
     assert!(error.contains("not allowed"), "{error}");
 }
+
+#[tokio::test]
+async fn what_a_killed_git_left_behind_is_in_nobody_s_way() {
+    let (server, ours) = (Server::new(), Ours::new());
+    server.repository("r", &[("a", "1")]);
+    let remote = server.remote("r");
+    // Killed while the repository was made.
+    let bare = ours.dir.path().join("bare");
+    std::fs::create_dir_all(bare.join("refs")).unwrap();
+    std::fs::write(bare.join("HEAD"), "ref: refs/heads/master\n").unwrap();
+    std::fs::write(bare.join("config.lock"), "").unwrap();
+    ours.check_out(&remote, "", |_| {}).await.unwrap();
+    // Killed while it fetched.
+    let dir = server.base.path().join("r");
+    std::fs::write(dir.join("a"), "2").unwrap();
+    git_in(&dir, &["commit", "-q", "-a", "-m", "two"]);
+    let next = git_in(&dir, &["rev-parse", "HEAD"]);
+    for lock in ["shallow.lock", "packed-refs.lock", "HEAD.lock"] {
+        std::fs::write(bare.join(lock), "").unwrap();
+    }
+    std::fs::write(bare.join(format!("refs/bud/{next}.lock")), "").unwrap();
+    let tree = ours.check_out(&remote, "", |what| what.keep_git_dir = true).await.unwrap();
+    assert_eq!(std::fs::read_to_string(tree.join("a")).unwrap(), "2");
+}
