@@ -12,7 +12,7 @@ use crate::tree::{Tree, open_beneath};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, Mode, OFlags, Timespec, Timestamps, XattrFlags};
 use rustix::io::Errno;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 /// The attribute that hides what is below a directory, in mounts with `userxattr`.
 pub(crate) const OPAQUE: &str = "user.overlay.opaque";
@@ -366,14 +366,25 @@ impl<'a> Union<'a> {
             Err(Errno::INVAL | Errno::PERM) => self.note_owner(path, owner),
             Err(e) => return Err(FileOpError::io("set the owner of", path, e)),
         }
-        if let Some(mode) = mode {
-            rustix::fs::fchmod(fd, Mode::from_raw_mode(mode & 0o7777))
-                .map_err(|e| FileOpError::io("set the mode of", path, e))?;
+        set_mode_and_time(fd, path, mode, time)
+    }
+
+    /// Sets the looks of a file that was made just now with the permissions of `mode`, in a directory that is plain or not:
+    /// what it has already isn't set again.
+    pub(crate) fn set_looks_of_new(
+        &self,
+        fd: &OwnedFd,
+        path: &[u8],
+        in_plain: bool,
+        owner: Owner,
+        mode: u32,
+        time: (i64, u32),
+    ) -> Result<(), FileOpError> {
+        if !in_plain || owner != own_ids() {
+            return self.set_looks(fd, path, Some(owner), Some(mode), Some(time));
         }
-        if let Some(time) = time {
-            rustix::fs::futimens(fd, &timestamps(time)).map_err(|e| FileOpError::io("set the time of", path, e))?;
-        }
-        Ok(())
+        self.forget_owner(path);
+        set_mode_and_time(fd, path, Some(mode).filter(|mode| mode & 0o777 & !umask() != *mode), Some(time))
     }
 
     /// Remembers an owner that this machine can't give: only the user's own ID is mapped.
@@ -411,6 +422,47 @@ impl<'a> Union<'a> {
         }
         Ok(())
     }
+}
+
+fn set_mode_and_time(
+    fd: &OwnedFd,
+    path: &[u8],
+    mode: Option<u32>,
+    time: Option<(i64, u32)>,
+) -> Result<(), FileOpError> {
+    if let Some(mode) = mode {
+        rustix::fs::fchmod(fd, Mode::from_raw_mode(mode & 0o7777))
+            .map_err(|e| FileOpError::io("set the mode of", path, e))?;
+    }
+    if let Some(time) = time {
+        rustix::fs::futimens(fd, &timestamps(time)).map_err(|e| FileOpError::io("set the time of", path, e))?;
+    }
+    Ok(())
+}
+
+/// Returns the ids that new files get.
+fn own_ids() -> Owner {
+    static IDS: OnceLock<Owner> = OnceLock::new();
+    *IDS.get_or_init(|| Owner { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() })
+}
+
+/// Returns the permissions that new files don't get; all, if that can't be found out.
+fn umask() -> u32 {
+    static UMASK: OnceLock<u32> = OnceLock::new();
+    *UMASK.get_or_init(|| {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+        line.and_then(|mask| u32::from_str_radix(mask.trim(), 8).ok()).unwrap_or(0o777)
+    })
+}
+
+/// Tells whether new files in a directory get this process's ids and the permissions that they are made with: it hands down
+/// neither its group nor an access list.
+pub(crate) fn is_plain(dir: &OwnedFd) -> bool {
+    let hands_down_group = rustix::fs::fstat(dir).map_or(true, |stat| stat.st_mode & 0o2000 != 0);
+    let no_list = |e| matches!(e, Errno::NODATA | Errno::OPNOTSUPP);
+    let mut value = [0_u8; 4];
+    !hands_down_group && rustix::fs::fgetxattr(dir, "system.posix_acl_default", &mut value).is_err_and(no_list)
 }
 
 /// Opens a directory by a path without links, however long it is.

@@ -2,7 +2,7 @@
 
 use crate::fileop::copytree::copy_tree;
 use crate::fileop::mode::Change;
-use crate::fileop::simple::{create_file, make_link, set_looks_of_name};
+use crate::fileop::simple::{create_file, create_file_as, make_link, set_looks_of_name};
 use crate::fileop::{Copy, FileOpError, Owner, Stats, shown};
 use crate::scan::{Kind, Meta, Node};
 use crate::snapshot::LayerDraft;
@@ -92,6 +92,15 @@ pub(crate) struct Job<'a> {
     change: Option<Change>,
     pub observer: &'a dyn Observer,
     pub stats: Counters,
+}
+
+/// What a file that is put somewhere finds there.
+#[derive(Clone, Copy)]
+pub(super) struct Way {
+    /// There may be something that has to go first.
+    pub clear: bool,
+    /// The directory gives new files nothing of its own.
+    pub plain: bool,
 }
 
 impl<'a> Job<'a> {
@@ -225,7 +234,7 @@ impl<'a> Job<'a> {
         let mut node = found.node.clone().into_owned();
         let name_in_source = split(&found.path).1;
         node.name = name_in_source.into();
-        self.place(&dir, &to, &node, &spot.name, clear)
+        self.place(&dir, &to, &node, &spot.name, Way { clear, plain: false })
     }
 
     /// Decides about what is at the destination: tells whether it has to go first.
@@ -276,19 +285,19 @@ impl<'a> Job<'a> {
         to: &UnionDir,
         node: &Node,
         name: &[u8],
-        clear: bool,
+        way: Way,
     ) -> Result<(), FileOpError> {
         if self.observer.is_cancelled() {
             return Err(FileOpError::Cancelled);
         }
-        if clear {
+        if way.clear {
             self.union.clear_upper(to, name)?;
         }
         let path = to.join(name);
         let owner = self.owner_of(&node.meta);
         let time = self.time_of(&node.meta);
         match &node.kind {
-            Kind::File => self.place_file(from, to, node, name)?,
+            Kind::File => self.place_file(from, to, node, name, way.plain)?,
             Kind::Link(target) => make_link(self.union, to, name, target, Some(owner), Some(time))?,
             // As in the reference: a socket becomes an empty file.
             Kind::Socket => {
@@ -320,7 +329,14 @@ impl<'a> Job<'a> {
         Ok(())
     }
 
-    fn place_file(&self, from: &OwnedFd, to: &UnionDir, node: &Node, name: &[u8]) -> Result<(), FileOpError> {
+    fn place_file(
+        &self,
+        from: &OwnedFd,
+        to: &UnionDir,
+        node: &Node,
+        name: &[u8],
+        in_plain: bool,
+    ) -> Result<(), FileOpError> {
         let path = to.join(name);
         let changed = || FileOpError::Changed { path: shown(&path) };
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -335,11 +351,15 @@ impl<'a> Job<'a> {
         if in_context && !is_same().map_err(|e| FileOpError::io("look at", &path, e))? {
             return Err(changed());
         }
-        let output = create_file(to, name).map_err(|e| FileOpError::io("create", &path, e))?;
+        let mode = self.mode_of(node);
+        let output = create_file_as(to, name, mode).map_err(|e| FileOpError::io("create", &path, e))?;
         let copied = filecopy::copy_content(&input, &output, &node.meta, self.observer, &path)?;
         if in_context && (copied != node.meta.size || !is_same().map_err(|e| FileOpError::io("look at", &path, e))?) {
             return Err(changed());
         }
+        let (owner, time) = (self.owner_of(&node.meta), self.time_of(&node.meta));
+        self.union.set_looks_of_new(&output, &path, in_plain, owner, mode, time)?;
+        // Last: a change of owner takes capabilities away.
         copy_xattrs(&input, &output).map_err(|e| FileOpError::io("copy the attributes of", &path, e))?;
         if let Source::Context(context) = self.source
             && let Some(expected) = context.noted_digest(&node.meta)
@@ -348,12 +368,6 @@ impl<'a> Job<'a> {
             return Err(changed());
         }
         self.stats.add(self.observer, 0, copied);
-        self.union.set_looks(
-            &output,
-            &path,
-            Some(self.owner_of(&node.meta)),
-            Some(self.mode_of(node)),
-            Some(self.time_of(&node.meta)),
-        )
+        Ok(())
     }
 }

@@ -3,12 +3,12 @@
 //! Descriptors are open only for directories that something is still to be done in, however wide or deep the tree is: a
 //! directory gets its looks when the last file and directory in it is done.
 
-use crate::fileop::copy::Job;
+use crate::fileop::copy::{Job, Way};
 use crate::fileop::{FileOpError, Owner, shown};
 use crate::scan::{Kind, Node};
 use crate::source::{Found, split};
 use crate::store::lock;
-use crate::union::{UnionDir, copy_xattrs, open_deep, timestamps};
+use crate::union::{UnionDir, copy_xattrs, is_plain, open_deep, timestamps};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
@@ -40,6 +40,8 @@ struct Target<'j> {
     dir: UnionDir,
     /// Made just now: nothing can be in the way in it.
     fresh: bool,
+    /// It gives new files nothing of its own.
+    plain: bool,
     finish: Finish,
     job: &'j Job<'j>,
     failure: &'j Failure,
@@ -107,10 +109,11 @@ pub(super) fn copy_tree(
         copy_xattrs(from.as_fd(), upper.as_fd())
             .map_err(|e| FileOpError::io("copy the attributes of", &dir.path, e))?;
     }
+    let plain = dir.upper.as_ref().is_some_and(|fd| is_plain(fd));
     let failure = Failure::default();
     let node = &*found.node;
     let finish = Finish { owner: fresh.then(|| job.owner_of(&node.meta)), mode: job.mode_of(node), time };
-    let top = Arc::new(Target { dir, fresh, finish, job, failure: &failure, _parent: None });
+    let top = Arc::new(Target { dir, fresh, plain, finish, job, failure: &failure, _parent: None });
     let links = copy_entries(job, node, from, top, &failure);
     if let Some(error) = lock(&failure.error).take() {
         return Err(error);
@@ -136,7 +139,8 @@ fn copy_entries<'j>(
                     continue;
                 }
                 // A panic must not leave the queue without readers.
-                let place = || job.place(&task.from, &task.to.dir, task.node, &task.node.name, !task.to.fresh);
+                let way = Way { clear: !task.to.fresh, plain: task.to.plain };
+                let place = || job.place(&task.from, &task.to.dir, task.node, &task.node.name, way);
                 let placed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(place));
                 failure.note(placed.unwrap_or_else(|_| {
                     let path = shown(&task.to.dir.join(&task.node.name));
@@ -245,9 +249,10 @@ fn enter_dir<'j>(
     let upper = dir.upper_fd().map_err(|e| fail("open", e))?;
     copy_xattrs(from.as_fd(), upper.as_fd()).map_err(|e| fail("copy the attributes of", e))?;
     job.stats.add(job.observer, 1, 0);
+    let plain = is_plain(upper);
     let finish =
         Finish { owner: Some(job.owner_of(&node.meta)), mode: job.mode_of(node), time: job.time_of(&node.meta) };
-    Ok(Target { dir, fresh, finish, job, failure, _parent: Some(Arc::clone(&task.to)) })
+    Ok(Target { dir, fresh, plain, finish, job, failure, _parent: Some(Arc::clone(&task.to)) })
 }
 
 /// Makes the further names of files; the times of the directories they are in stay.

@@ -61,8 +61,13 @@ pub fn mkfile(draft: &LayerDraft, mkfile: &Mkfile) -> Result<(), FileOpError> {
 
 /// Creates an empty file in the draft's part of a directory, where there is nothing.
 pub(crate) fn create_file(dir: &UnionDir, name: &[u8]) -> Result<OwnedFd, Errno> {
+    create_file_as(dir, name, 0o600)
+}
+
+/// Creates an empty file with permissions, as far as the umask lets it have them.
+pub(crate) fn create_file_as(dir: &UnionDir, name: &[u8], mode: u32) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(dir.upper_fd()?.as_fd(), name, flags, Mode::from_raw_mode(0o600))
+    rustix::fs::openat(dir.upper_fd()?.as_fd(), name, flags, Mode::from_raw_mode(mode & 0o777))
 }
 
 /// Makes a symbolic link.

@@ -432,3 +432,40 @@ fn wide_trees_need_few_descriptors() {
     let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && text.contains("done with few descriptors"), "{text}");
 }
+
+/// What a directory hands down to new files, and what a change of owner takes away, leaves no trace in a copy.
+#[test]
+fn copies_look_like_their_source_wherever_they_land() {
+    let mut fixture = Fixture::new();
+    let from = fixture.dir.path().join("from");
+    fill(&from, &["d/f=1", "d/w=2 666", "d/r=3 444", "d/sub/g=4 640"]);
+    // Version 2, effective, CAP_NET_RAW permitted.
+    let capability = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let name = "security.capability";
+    let can_set = rustix::fs::setxattr(from.join("d/f"), name, &capability, rustix::fs::XattrFlags::empty()).is_ok();
+    let base = fixture.layer(&Snapshot::scratch(), &["shared/ 2775"]);
+    std::os::unix::fs::chown(fixture.store.layer_fs(base.top().unwrap()).join("shared"), None, Some(50)).unwrap();
+    for owner in [None, Some(Owner { uid: 7, gid: 8 })] {
+        let draft = fixture.store.draft(&base).unwrap();
+        super::copy(&draft, Source::Context(&context(&from)), &Copy { owner, ..cp("/d", "/shared") }, &()).unwrap();
+        let ids = if owner.is_some() { " 7:8" } else { "" };
+        assert_eq!(
+            fixture.list_draft(&draft),
+            [
+                "shared/ 2775 0:50".to_owned(),
+                format!("shared/f=1{ids}"),
+                format!("shared/r=3 444{ids}"),
+                format!("shared/sub/{ids}"),
+                format!("shared/sub/g=4 640{ids}"),
+                format!("shared/w=2 666{ids}"),
+            ]
+        );
+        if can_set {
+            let mut value = [0; 64];
+            let n = rustix::fs::getxattr(draft.upper().join("shared/f"), name, &mut value).unwrap();
+            assert_eq!(&value[..n], capability);
+        } else {
+            eprintln!("copies_look_like_their_source_wherever_they_land: file capabilities can't be set here");
+        }
+    }
+}

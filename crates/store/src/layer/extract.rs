@@ -416,8 +416,8 @@ fn copy_up_file(union: &Union<'_>, dir: &UnionDir, name: &[u8]) -> Result<(), Fi
             let input = rustix::fs::openat(lower.as_fd(), name, flags, Mode::empty()).map_err(|e| fail("open", e))?;
             let output = crate::fileop::create_file(dir, name).map_err(|e| fail("create", e))?;
             crate::filecopy::copy_content(&input, &output, &node.meta, &(), &path)?;
-            crate::union::copy_xattrs(&input, &output).map_err(|e| fail("copy the attributes of", e))?;
-            union.set_looks(&output, &path, Some(owner), Some(node.meta.mode), Some(node.meta.mtime))
+            union.set_looks(&output, &path, Some(owner), Some(node.meta.mode), Some(node.meta.mtime))?;
+            crate::union::copy_xattrs(&input, &output).map_err(|e| fail("copy the attributes of", e))
         }
         crate::scan::Kind::Link(target) => {
             crate::fileop::make_link(union, dir, name, target, Some(owner), Some(node.meta.mtime))
