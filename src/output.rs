@@ -3,5 +3,6 @@
 pub mod docker;
 pub mod docker_config;
 pub mod files;
+pub mod layout;
 pub mod load;
 pub mod spec;

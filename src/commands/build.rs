@@ -78,6 +78,9 @@ async fn build(mut request: BuildRequest, connect_args: ConnectArgs) -> Result<E
     let shared = attach::share(&mut request)?;
     let attach::Shared { mut attachables, attrs: shared_attrs, dirs, shared_key, .. } = shared;
     attachables.exports = std::mem::take(&mut plan.targets);
+    if let Some(root) = &plan.layout {
+        attachables.stores.insert("export".to_owned(), client::ContentStore { root: root.clone(), writable: true });
+    }
     let session = SessionHandle::open(connection.channel.clone(), attachables, &shared_key)
         .await
         .with_context(|| format!("opening a session with the daemon at {}", connection.address))?;
@@ -102,6 +105,9 @@ async fn build(mut request: BuildRequest, connect_args: ConnectArgs) -> Result<E
         Err(Failure::Unseen(error)) => bail!("stopped: the progress can't be written: {error}"),
         Err(Failure::Lost(message)) => bail!(lost(&connection, &message)),
     };
+    if let Some(layout) = &plan.layout {
+        crate::output::layout::finish(layout, &response)?;
+    }
     if let Some(loading) = plan.loading.take() {
         let shown = loading.loader.shown();
         loading.done().await.with_context(|| format!("the image is built, but not in {shown}"))?;

@@ -43,7 +43,7 @@ fn decoded(value: &str) -> Value {
 }
 
 /// Writes a file whole or not at all. What is no plain file (a pipe, /dev/stdout) is written to.
-fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     if std::fs::metadata(path).is_ok_and(|meta| !meta.is_file()) {
         return Ok(std::fs::OpenOptions::new().write(true).open(path)?.write_all(bytes)?);
     }

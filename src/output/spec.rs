@@ -32,6 +32,8 @@ pub enum Dest {
         /// Delete what isn't in the result.
         mirror: bool,
     },
+    /// A directory that becomes an image layout.
+    Layout(PathBuf),
     /// Docker or Podman.
     Load,
 }
@@ -45,6 +47,10 @@ pub fn parse(values: &[String]) -> Result<Vec<Output>> {
     ensure!(
         outputs.iter().filter(|o| o.dest == Dest::Stdout).count() < 2,
         "only one --output can go to standard output"
+    );
+    ensure!(
+        outputs.iter().filter(|o| matches!(o.dest, Dest::Layout(_))).count() < 2,
+        "only one --output can be a layout (tar=false)"
     );
     Ok(outputs)
 }
@@ -97,14 +103,13 @@ fn one(value: &str) -> Result<Output> {
             let mirror = attrs.get("mode").is_some_and(|mode| mode == "delete");
             Dest::Dir { path: path.into(), mirror }
         }
-        "docker" if dest.is_none() => Dest::Load,
-        "docker" | "oci" | "tar" => {
-            ensure!(
-                attrs.get("tar").is_none_or(|tar| tar != "false"),
-                "tar=false is not supported yet; write a tar and unpack it"
-            );
-            file(dest)
+        "docker" if dest.is_none() && attrs.get("tar").is_none_or(|tar| tar != "false") => Dest::Load,
+        "docker" | "oci" if attrs.get("tar").is_some_and(|tar| tar == "false") => {
+            let path =
+                dest.filter(|path| path != "-").context("tar=false writes a directory: it needs dest=DIRECTORY")?;
+            Dest::Layout(path.into())
         }
+        "docker" | "oci" | "tar" => file(dest),
         "cacheonly" => {
             bail!("there is no type cacheonly; without -o and -t nothing but the cache is kept: use --load=false")
         }
@@ -133,6 +138,7 @@ mod tests {
             ("type=oci", "oci", &[], Dest::Stdout),
             ("type=docker", "docker", &[], Dest::Load),
             ("type=docker,dest=-", "docker", &[], Dest::Stdout),
+            ("type=oci,tar=false,dest=x", "oci", &[("tar", "false")], Dest::Layout("x".into())),
             ("type=image,name=a,push=true", "image", &[("name", "a"), ("push", "true")], Dest::Daemon),
             (
                 r#"type=registry,"name=a,b",compression=zstd"#,

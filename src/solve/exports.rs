@@ -8,6 +8,7 @@ use bud_protocol::control::Exporter;
 use bud_session::client::{ExportTarget, FileTarget, Stdout, TarFile};
 use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Tells our daemon that nobody needs the digests of an image now.
@@ -19,6 +20,8 @@ pub struct Exports {
     pub exporters: Vec<Exporter>,
     /// For the session, by index.
     pub targets: BTreeMap<u32, ExportTarget>,
+    /// The directory that becomes an image layout.
+    pub layout: Option<PathBuf>,
     /// Images on their way into Docker or Podman.
     pub loading: Option<Loading>,
     /// The daemon's image is to be loaded afterwards.
@@ -71,6 +74,7 @@ pub async fn plan(request: &BuildRequest, ours: bool) -> Result<Exports> {
 
     let mut targets = BTreeMap::new();
     let mut loading = None;
+    let mut layout = None;
     for (index, output) in outputs.iter().enumerate() {
         let index = u32::try_from(index).context("too many outputs")?;
         let file = |target: Arc<dyn FileTarget>| ExportTarget::File(target);
@@ -99,6 +103,17 @@ pub async fn plan(request: &BuildRequest, ours: bool) -> Result<Exports> {
                 );
                 ExportTarget::Directory { path: path.clone(), delete: *mirror }
             }
+            Dest::Layout(path) => {
+                ensure!(
+                    path.is_dir() || !path.exists(),
+                    "--output: {} is not a folder, which a layout is",
+                    path.display()
+                );
+                std::fs::create_dir_all(path)
+                    .with_context(|| format!("--output: cannot make the folder {}", path.display()))?;
+                layout = Some(path.clone());
+                continue;
+            }
             Dest::Load => {
                 let loader = loader.clone().context("there is nothing to load into")?;
                 let (target, waiting) = load::target(loader);
@@ -111,5 +126,5 @@ pub async fn plan(request: &BuildRequest, ours: bool) -> Result<Exports> {
     }
     let exporters = outputs.iter().map(|o| Exporter { r#type: o.kind.clone(), attrs: o.attrs.clone() }).collect();
     let loader = loader.filter(|_| loading.is_some());
-    Ok(Exports { exporters, targets, loading, load_after, loader, kept, outputs })
+    Ok(Exports { exporters, targets, layout, loading, load_after, loader, kept, outputs })
 }

@@ -44,6 +44,7 @@ pub fn what_next(plan: &Exports, request: &BuildRequest, loaded: Option<Loader>,
     for output in &plan.outputs {
         match (&output.dest, output) {
             (Dest::Dir { path, .. }, _) => say(format!("files are in {}", path.display())),
+            (Dest::Layout(path), _) => say(format!("image layout: {}", path.display())),
             (Dest::File(path), Output { kind, .. }) => say(format!("{kind} archive: {}", path.display())),
             (Dest::Daemon, Output { attrs, .. }) if attrs.get("push").is_some_and(|push| push == "true") => {
                 for name in attrs.get("name").map(|names| names.split(',')).into_iter().flatten() {

@@ -36,12 +36,8 @@ impl FilesExporter {
     /// `InvalidArgument`.
     pub fn parse(kind: &str, attrs: &BTreeMap<String, String>) -> Result<Self, BuildError> {
         match attrs.get("mode").map(String::as_str) {
-            None | Some("" | "copy") => {}
-            Some("delete") => {
-                return Err(BuildError::invalid(
-                    "mode=delete is not supported by this daemon: empty the directory before the build",
-                ));
-            }
+            // What isn't in the result is deleted by the client, which is sent all of it in one tree.
+            None | Some("" | "copy" | "delete") => {}
             Some(other) => return Err(BuildError::invalid(format!("invalid local exporter mode {other:?}"))),
         }
         Ok(Self {

@@ -61,6 +61,12 @@ struct OpenFile {
 
 impl FileTarget for TarFile {
     fn open(&self, _: &BTreeMap<String, String>) -> io::Result<Option<Box<dyn FileSink>>> {
+        self.create().map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", self.0.display())))
+    }
+}
+
+impl TarFile {
+    fn create(&self) -> io::Result<Option<Box<dyn FileSink>>> {
         // Something that is no file, as /dev/null or a pipe, is written to as it is.
         if let Ok(found) = std::fs::metadata(&self.0)
             && !found.is_file()
