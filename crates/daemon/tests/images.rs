@@ -164,6 +164,18 @@ async fn what_is_pushed_is_pulled_and_built_upon() {
     assert!(!third.store.blobs().contains(&zstd_layers[1].parse().unwrap()).unwrap());
     build(&third, definition(Some(&base), "", "/c"), &[]).await.unwrap();
 
+    // One of our own that was damaged on the disk is fetched again.
+    let fourth = daemon(&root("fourth"));
+    let blob: bud_image::Digest = base_layers[0].parse().unwrap();
+    fourth.store.blobs().put(&first.store.blobs().read(&blob, 1 << 20).unwrap()).unwrap();
+    let path = dir.path().join("fourth/blobs/sha256").join(blob.hex());
+    let mut bytes = std::fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    build(&fourth, definition(Some(&base), "", "/c"), &[]).await.unwrap();
+    assert!(fourth.store.blobs().read(&blob, 1 << 20).is_ok());
+
     // A tag of a moment ago is not asked for again; who insists is told where it failed.
     let host = registry.host.clone();
     drop(registry);

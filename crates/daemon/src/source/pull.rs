@@ -216,7 +216,13 @@ async fn bring(origin: &Origin, wanted: &Descriptor, cx: &SourceCx) -> Result<Un
     };
     if let Some(reader) = here {
         let _extracting = cx.progress.status(format!("extracting {id}"));
-        return blocking(move || unpack(&store, reader, &cancel)).await;
+        let (store, cancel) = (Arc::clone(&store), cancel.clone());
+        match blocking(move || unpack(&store, reader, &cancel)).await {
+            Ok(unpacked) => return Ok(unpacked),
+            Err(error) if error.code == tonic::Code::Cancelled => return Err(error),
+            // Reading a damaged blob takes it out of the store: now it is missing like any other.
+            Err(error) => tracing::warn!("{id} is fetched again: {}", error.message),
+        }
     }
     let downloading = cx.progress.status_of(&id, "downloading", wanted.size);
     let (send, receive) = mpsc::channel(QUEUE);
