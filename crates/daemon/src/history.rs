@@ -141,7 +141,6 @@ impl History {
         };
         self.put(&record, build.created);
         self.tell(BuildHistoryEventType::Complete, self.to_control(&record));
-        self.trim();
     }
 
     fn put(&self, record: &BuildRecord, created: SystemTime) {
@@ -153,7 +152,8 @@ impl History {
         }
     }
 
-    fn trim(&self) {
+    /// Removes the oldest records above what is kept. Blocking.
+    pub fn trim(&self) {
         let Ok(builds) = self.store.builds() else { return };
         for (id, text) in builds.iter().skip(KEPT) {
             let pinned = serde_json::from_str::<BuildRecord>(text).is_ok_and(|r| r.pinned);

@@ -119,17 +119,22 @@ pub fn policies(daemon: &Daemon) -> Vec<GcPolicy> {
     ]
 }
 
-/// Collects rubbish now and then, when nothing runs.
+/// Collects rubbish now and then, when nothing runs: old build records always, the cache if that is wanted.
 pub async fn collect(daemon: Arc<Daemon>) {
-    if !daemon.settings.gc {
-        return;
-    }
     loop {
         tokio::select! {
             () = tokio::time::sleep(INTERVAL) => {}
             () = daemon.life.stopped() => return,
         }
-        if daemon.builds.count() > 0 {
+        let this = Arc::clone(&daemon);
+        let trimmed = blocking(move || {
+            this.history.trim();
+            Ok(())
+        });
+        if let Err(error) = trimmed.await {
+            tracing::warn!(%error, "old build records could not be removed");
+        }
+        if daemon.builds.count() > 0 || !daemon.settings.gc {
             continue;
         }
         let store = Arc::clone(&daemon.store);
