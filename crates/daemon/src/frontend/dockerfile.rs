@@ -63,6 +63,9 @@ pub async fn solve(build: &Arc<Build>, request: &Request) -> Result<BuildResult,
             }
             Ok(Step::Build(made)) => {
                 warn(build, &made.warnings);
+                if let Some(syntax) = &made.builtin_syntax {
+                    build.say_once(&format!("{syntax} is built in"));
+                }
                 let mut refs = Vec::with_capacity(made.platforms.len());
                 for platform in &made.platforms {
                     refs.push((platform.id.clone(), build.lazy(&platform.definition)?));
