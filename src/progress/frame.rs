@@ -120,7 +120,8 @@ fn summary(model: &Model, began: Time, now: Time, style: Style) -> String {
 pub fn step_line(mark: &str, vertex: &Vertex, now: Time, width: usize, style: Style) -> String {
     let time = units::seconds(vertex.elapsed(now));
     let room = width.saturating_sub(time.len() + 5);
-    let name = console::truncate_str(&vertex.name, room, style.ellipsis());
+    let name = short_digest(&vertex.name);
+    let name = console::truncate_str(&name, room, style.ellipsis());
     let gap = room.saturating_sub(console::measure_text_width(&name)) + 1;
     format!(" {mark} {name}{}{}", " ".repeat(gap), style.faint(&time))
 }
@@ -163,6 +164,16 @@ fn counter_line(counter: &Counter, now: Time, width: usize, style: Style) -> Str
         format!("{id} {}", style.faint(&elapsed.map(units::seconds).unwrap_or_default()))
     };
     format!("   {edge} {}", cut(&text, width.saturating_sub(5), style))
+}
+
+/// Shortens the digest that an image's name ends with: it is there to be recognized, not to be copied.
+fn short_digest(name: &str) -> std::borrow::Cow<'_, str> {
+    match name.split_once("@sha256:") {
+        Some((image, digest)) if digest.len() == 64 && digest.bytes().all(|b| b.is_ascii_hexdigit()) => {
+            format!("{image}@{}", &digest[..12]).into()
+        }
+        _ => name.into(),
+    }
 }
 
 /// Shortens the digest in a counter's id.
@@ -209,6 +220,13 @@ mod tests {
     #[test]
     fn a_run_has_its_last_lines() {
         insta::assert_snapshot!(at(3.0, 24, 80, BARE));
+    }
+
+    #[test]
+    fn a_pinned_image_has_a_short_digest() {
+        let hex = "0123456789abcdef".repeat(4);
+        assert_eq!(short_digest(&format!("[1/2] FROM a:1@sha256:{hex}")), "[1/2] FROM a:1@0123456789ab");
+        assert_eq!(short_digest("[1/2] RUN echo @sha256:x"), "[1/2] RUN echo @sha256:x");
     }
 
     #[test]
