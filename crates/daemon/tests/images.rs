@@ -220,3 +220,48 @@ async fn an_epoch_makes_the_same_image_anywhere() {
     }
     assert_eq!(digests[0], digests[1]);
 }
+
+/// Returns the names in an archive and its `manifest.json`.
+async fn saved(daemon: &Arc<Daemon>, name: &str, skip: &[String]) -> (Vec<String>, serde_json::Value) {
+    use futures_util::StreamExt as _;
+    use std::io::Read as _;
+    let mut stream = bud_daemon::images::save(daemon, name, skip).await.unwrap();
+    let mut bytes = Vec::new();
+    while let Some(piece) = stream.next().await {
+        bytes.extend_from_slice(&piece.unwrap());
+    }
+    let mut reader = bud_oci::tar::Reader::new(&bytes[..]);
+    let (mut names, mut manifest) = (Vec::new(), serde_json::Value::Null);
+    while let Some(mut entry) = reader.next_entry().unwrap() {
+        names.push(entry.header.display_name());
+        if entry.header.path == b"manifest.json" {
+            let mut text = String::new();
+            entry.read_to_string(&mut text).unwrap();
+            manifest = serde_json::from_str(&text).unwrap();
+        }
+    }
+    (names, manifest[0].clone())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_saved_image_leaves_out_what_the_receiver_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = daemon(dir.path());
+    let lazy = ("bud.digests", "lazy");
+    build(&daemon, definition(None, "", "/a"), &[("name", "mine"), lazy]).await.unwrap();
+    let base = "docker.io/library/mine:latest";
+    build(&daemon, definition(Some(base), "", "/b"), &[("name", "next"), lazy]).await.unwrap();
+    let (names, manifest) = saved(&daemon, "next", &[]).await;
+    assert_eq!(manifest["RepoTags"], serde_json::json!(["next:latest"]));
+    let layers: Vec<String> = serde_json::from_value(manifest["Layers"].clone()).unwrap();
+    assert!(layers.len() == 2 && layers.iter().all(|layer| names.contains(layer)), "{names:?}");
+    // The chain ID of the lowest layer is its diff ID.
+    let config = manifest["Config"].as_str().unwrap().rsplit('/').next().unwrap();
+    let config = daemon.store.blobs().read(&format!("sha256:{config}").parse().unwrap(), 1 << 20).unwrap();
+    let config: bud_image::ImageConfig = serde_json::from_slice(&config).unwrap();
+    let lowest = config.rootfs.diff_ids.unwrap()[0].to_string();
+    let (names, manifest) = saved(&daemon, "next", &[lowest]).await;
+    assert_eq!(manifest["Layers"], serde_json::json!(layers));
+    assert_eq!(layers.iter().map(|layer| names.contains(layer)).collect::<Vec<_>>(), [false, true]);
+    assert!(bud_daemon::images::save(&daemon, "nothing", &[]).await.is_err());
+}

@@ -1,4 +1,4 @@
-//! OCI image layouts: written as a tar, for Docker too, and found in directories.
+//! OCI image layouts, written as a tar, for Docker too.
 //!
 //! Source: <https://github.com/opencontainers/image-spec/blob/main/image-layout.md>.
 
@@ -7,13 +7,10 @@ use bud_image::{Descriptor, Digest, ImageRef, Index};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::path::Path;
 
 const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 const NAME: &str = "io.containerd.image.name";
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
-/// Longest `index.json` that is read.
-const MAX_INDEX: u64 = 4 << 20;
 
 /// An archive to be written: the layout of one image or index, under any number of names.
 #[derive(Clone, Debug)]
@@ -107,75 +104,6 @@ impl Archive {
 
 fn blob_path(digest: &Digest) -> String {
     format!("blobs/sha256/{}", digest.hex())
-}
-
-/// Says why a layout can't be used.
-#[derive(Debug, thiserror::Error)]
-pub enum LayoutError {
-    /// Its index can't be read.
-    #[error("read OCI layout {}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: std::path::PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// Its index is not valid.
-    #[error("OCI layout {}: {reason}", path.display())]
-    Invalid {
-        /// The file.
-        path: std::path::PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
-    /// It doesn't have what was asked for.
-    #[error("OCI layout {} has no image {wanted:?}; {available}", path.display())]
-    NoImage {
-        /// The directory.
-        path: std::path::PathBuf,
-        /// What was asked for.
-        wanted: String,
-        /// What there is.
-        available: String,
-    },
-}
-
-/// Finds an image in a layout's directory: by digest, by tag, or the only one.
-///
-/// # Errors
-/// It is no layout, or the image isn't there.
-pub fn find(dir: &Path, tag: Option<&str>, digest: Option<&Digest>) -> Result<Descriptor, LayoutError> {
-    let path = dir.join("index.json");
-    let read = |source| LayoutError::Read { path: path.clone(), source };
-    let mut bytes = Vec::new();
-    std::fs::File::open(&path).map_err(read)?.take(MAX_INDEX + 1).read_to_end(&mut bytes).map_err(read)?;
-    let invalid = |reason: String| LayoutError::Invalid { path: path.clone(), reason };
-    if bytes.len() as u64 > MAX_INDEX {
-        return Err(invalid(format!("over {MAX_INDEX} bytes")));
-    }
-    let index: Index = serde_json::from_slice(&bytes).map_err(|e| invalid(e.to_string()))?;
-    let name = |d: &Descriptor| d.annotations.get(REF_NAME).cloned().unwrap_or_default();
-    let is_named = |d: &Descriptor, tag: &str| {
-        let name = name(d);
-        name == tag || name.rsplit_once(':').is_some_and(|(_, last)| last == tag)
-    };
-    let found = match (digest, tag) {
-        (Some(digest), _) => index.manifests.iter().find(|d| d.digest == *digest),
-        (None, Some(tag)) => index.manifests.iter().find(|d| is_named(d, tag)),
-        (None, None) => match &index.manifests[..] {
-            [only] => Some(only),
-            all => all.iter().find(|d| is_named(d, "latest")),
-        },
-    };
-    found.cloned().ok_or_else(|| {
-        let names: Vec<_> = index.manifests.iter().map(name).filter(|n| !n.is_empty()).take(20).collect();
-        let available =
-            if names.is_empty() { "it names none".into() } else { format!("there are: {}", names.join(", ")) };
-        let wanted =
-            digest.map(Digest::to_string).or_else(|| tag.map(str::to_owned)).unwrap_or_else(|| "latest".into());
-        LayoutError::NoImage { path: dir.to_owned(), wanted, available: crate::registry::printable(&available) }
-    })
 }
 
 #[cfg(test)]
@@ -273,28 +201,5 @@ mod tests {
             assert!(output.status.success(), "{transport}");
             assert!(String::from_utf8_lossy(&output.stdout).contains("\"Architecture\": \"amd64\""));
         }
-    }
-
-    #[test]
-    fn images_are_found_by_digest_tag_or_alone() {
-        let dir = tempfile::tempdir().unwrap();
-        let entry = |text: &str, name: Option<&str>| {
-            let mut d = descriptor(media_type::OCI_MANIFEST, text.as_bytes());
-            d.annotations.extend(name.map(|n| (REF_NAME.to_owned(), n.to_owned())));
-            d
-        };
-        let write = |manifests: Vec<Descriptor>| {
-            let index = Index { schema_version: 2, media_type: String::new(), manifests, annotations: BTreeMap::new() };
-            std::fs::write(dir.path().join("index.json"), serde_json::to_vec(&index).unwrap()).unwrap();
-        };
-        assert!(find(dir.path(), None, None).unwrap_err().to_string().contains("index.json"));
-        write(vec![entry("a", None)]);
-        assert_eq!(find(dir.path(), None, None).unwrap().digest, Digest::of("a"));
-        write(vec![entry("a", Some("v1")), entry("b", Some("x.test/y:latest"))]);
-        assert_eq!(find(dir.path(), None, None).unwrap().digest, Digest::of("b"));
-        assert_eq!(find(dir.path(), Some("v1"), None).unwrap().digest, Digest::of("a"));
-        assert_eq!(find(dir.path(), None, Some(&Digest::of("a"))).unwrap().digest, Digest::of("a"));
-        let error = find(dir.path(), Some("v2"), None).unwrap_err().to_string();
-        assert!(error.contains("no image \"v2\"; there are: v1, x.test/y:latest"), "{error}");
     }
 }
