@@ -17,6 +17,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 use tokio_util::sync::CancellationToken;
 
+/// How long a front end that runs at the client may take to its first call; they call at once.
+const FRONTEND_WAIT: std::time::Duration = std::time::Duration::from_secs(8);
 /// At most so many exporters has a request.
 const MAX_EXPORTERS: usize = 64;
 
@@ -121,10 +123,20 @@ async fn run(
     }
     let work = async {
         let result = match returned {
-            Some(returned) => match returned.await {
-                Ok(result) => result?,
-                Err(_) => return Err(BuildError::canceled()),
-            },
+            Some(returned) => {
+                let returned = tokio::select! {
+                    returned = returned => returned,
+                    () = build.bridge.nobody_calls(FRONTEND_WAIT) => {
+                        return Err(BuildError::invalid(
+                            "neither a definition nor a front end was given, and no front end of the client's has come",
+                        ));
+                    }
+                };
+                match returned {
+                    Ok(result) => result?,
+                    Err(_) => return Err(BuildError::canceled()),
+                }
+            }
             None => {
                 frontend::solve(
                     build,

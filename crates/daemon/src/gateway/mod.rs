@@ -11,7 +11,7 @@ use bud_protocol::errors::BuildError;
 use bud_protocol::gateway as wire;
 use bud_protocol::pb;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::oneshot;
 
@@ -53,6 +53,8 @@ pub struct Bridge {
     next: AtomicU64,
     /// Where `Return` goes; there while a front end outside is awaited.
     returned: Mutex<Option<oneshot::Sender<Result<BuildResult, BuildError>>>>,
+    /// A front end outside has called.
+    called: AtomicBool,
     /// The definitions given as inputs.
     pub inputs: Mutex<BTreeMap<String, pb::Definition>>,
 }
@@ -75,6 +77,19 @@ impl Bridge {
     #[must_use]
     pub fn is_open(&self) -> bool {
         self.returned.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// Notes that the front end outside is there.
+    pub fn call(&self) {
+        self.called.store(true, Ordering::Relaxed);
+    }
+
+    /// Ends if no front end came within the time; goes on for ever if one did.
+    pub async fn nobody_calls(&self, wait: std::time::Duration) {
+        tokio::time::sleep(wait).await;
+        if self.called.load(Ordering::Relaxed) {
+            std::future::pending().await
+        }
     }
 
     /// Takes the front end's result. Once.

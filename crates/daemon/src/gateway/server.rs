@@ -47,6 +47,7 @@ impl Gateway {
         let build = self.daemon.builds.wait(id, WAIT).await;
         build
             .filter(|b| b.bridge.is_open())
+            .inspect(|b| b.bridge.call())
             .ok_or_else(|| BuildError::not_found(format!("no active gateway build {id:?}")))
     }
 }
