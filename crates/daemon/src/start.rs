@@ -21,6 +21,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+/// The directory, below the state directory, with the mount points that nearly every step needs.
+pub const BASE_LAYER: &str = "mountpoints";
+
 /// Why the daemon did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -92,6 +95,7 @@ pub fn run(mut options: Options) -> Result<(), StartError> {
     let fork = ForkServer::start()?;
     raise_file_limit();
     let store = Store::open(&root, bud_store::Options::default())?;
+    bud_sandbox::overlay::make_base_layer(&root.join(BASE_LAYER)).map_err(io("make the layer of mount points"))?;
     for warning in store.warnings() {
         tracing::warn!("{warning}");
     }

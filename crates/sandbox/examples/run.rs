@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use bud_sandbox::overlay::Overlay;
+use bud_sandbox::overlay::{Overlay, make_base_layer};
 use bud_sandbox::server::{Event, ForkServer};
 use bud_sandbox::userns::{HostRoot, Policy, enter};
 use bud_sandbox::{ContainerSpec, Network, Rootfs, Security};
@@ -52,6 +52,10 @@ fn main() -> Result<(), Error> {
     let ready = started.elapsed();
 
     let scratch = std::env::temp_dir().join(format!("bud-run-{}", std::process::id()));
+    std::fs::create_dir(&scratch)?;
+    let base = scratch.join("base");
+    make_base_layer(&base)?;
+    spec.base_layer = Some(base);
     let begun = Instant::now();
     let mut code = 0;
     for round in 0..times {
@@ -75,9 +79,7 @@ fn main() -> Result<(), Error> {
         let each = begun.elapsed() / times;
         eprintln!("{:?}: entered in {ready:?}; {times} containers, {each:?} each", identity.mode);
     }
-    if overlay {
-        std::fs::remove_dir_all(&scratch)?;
-    }
+    std::fs::remove_dir_all(&scratch)?;
     std::process::exit(code)
 }
 

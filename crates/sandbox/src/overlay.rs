@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags};
@@ -86,6 +87,34 @@ pub enum OverlayError {
     /// No lower layer, or an upper without a work directory.
     #[error("mount overlay: {0}")]
     Invalid(&'static str),
+}
+
+/// Makes a directory with the mount points that nearly every container needs, if it isn't there: see
+/// [`crate::ContainerSpec::base_layer`]. Killed on the way, it leaves nothing that would be taken for one.
+pub fn make_base_layer(path: &Path) -> io::Result<()> {
+    if path.exists() {
+        return Ok(());
+    }
+    let mut draft = path.as_os_str().to_owned();
+    draft.push(format!(".{}", std::process::id()));
+    let draft = PathBuf::from(draft);
+    if draft.exists() {
+        std::fs::remove_dir_all(&draft)?;
+    }
+    let etc = draft.join("etc");
+    std::fs::create_dir_all(&etc)?;
+    for file in ["hosts", "resolv.conf"] {
+        std::fs::write(etc.join(file), "")?;
+        std::fs::set_permissions(etc.join(file), std::fs::Permissions::from_mode(0o644))?;
+    }
+    for directory in [&etc, &draft] {
+        std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755))?;
+    }
+    match std::fs::rename(&draft, path) {
+        // Somebody else was faster.
+        Err(_) if path.exists() => std::fs::remove_dir_all(&draft),
+        result => result,
+    }
 }
 
 /// Adds what was being done to an error of the kernel.

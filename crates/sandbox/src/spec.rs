@@ -15,6 +15,9 @@ use crate::overlay::Overlay;
 pub struct ContainerSpec {
     /// The root file system.
     pub rootfs: Rootfs,
+    /// A directory made by [`crate::overlay::make_base_layer`], on the file system of the layers. It is laid below all layers of an
+    /// overlay, so that the mount points that nearly every step needs are there without being made and removed each time. One that isn't there is done without.
+    pub base_layer: Option<PathBuf>,
     /// Makes the root file system read-only for the process.
     pub readonly: bool,
     /// Mounts above the root, in order. Of two with one `dest` the later one counts.

@@ -23,7 +23,7 @@ use std::path::Path;
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::mount::{MountAttrFlags, UnmountFlags};
 
-use crate::overlay::MountApi;
+use crate::overlay::{MAX_LOWERS, MountApi};
 use crate::seccomp::Filter;
 use crate::spec::{ContainerSpec, Network, Rootfs, Security};
 use crate::sys::{self, MountAttributes};
@@ -190,6 +190,11 @@ fn mount_root(spec: &ContainerSpec, context: &Context) -> Result<(OwnedFd, Optio
     let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let (root, upper) = match &spec.rootfs {
         Rootfs::Overlay(overlay) => {
+            let mut overlay = overlay.clone();
+            let fits = overlay.lowers.len() < MAX_LOWERS;
+            if let Some(base) = spec.base_layer.as_ref().filter(|base| fits && base.is_dir()) {
+                overlay.lowers.push(base.clone());
+            }
             let root = overlay.mount(context.api).map_err(|error| Failure::new(error.to_string()))?;
             let upper = overlay.upper.as_ref().map(|upper| rustix::fs::openat(CWD, upper, directory, Mode::empty()));
             (root, upper.transpose().doing(|| "open the upper directory".into())?)

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use bud_sandbox::overlay::Overlay;
+use bud_sandbox::overlay::{Overlay, make_base_layer};
 use bud_sandbox::{Mount, MountKind, Rootfs};
 
 use crate::Case;
@@ -13,6 +13,7 @@ use crate::bed::{As, Bed, bind, tree, upper};
 
 pub const CASES: &[Case] = &[
     ("a_step_that_changes_nothing_leaves_nothing", a_step_that_changes_nothing_leaves_nothing),
+    ("a_base_layer_has_the_usual_mount_points", a_base_layer_has_the_usual_mount_points),
     ("stubs_go_and_times_stay", stubs_go_and_times_stay),
     ("stubs_that_the_step_used_stay", stubs_that_the_step_used_stay),
     ("missing_kernel_directories_stay", missing_kernel_directories_stay),
@@ -47,6 +48,41 @@ fn a_step_that_changes_nothing_leaves_nothing(bed: &mut Bed) {
     spec.mounts = vec![secret("/run/secrets/a/k"), bind(&cache, "/var/lib/deep/er", false)];
     bed.run(&spec).ok();
     assert_eq!(tree(upper(&spec)), [""; 0]);
+}
+
+fn a_base_layer_has_the_usual_mount_points(bed: &mut Bed) {
+    let base = bed.path("base");
+    make_base_layer(&base).unwrap();
+    make_base_layer(&base).unwrap();
+    assert_eq!(tree(&base), ["etc", "etc/hosts", "etc/resolv.conf"]);
+    let script = "stat -c '%n %u:%g %a' /etc /etc/hosts /etc/resolv.conf; cat /etc/hosts; echo x > /etc/hosts; rm -rf /etc/hosts; echo x > /etc/new";
+    let lower = image(bed);
+    let mut spec = bed.shell_over(vec![lower.clone()], script);
+    spec.base_layer = Some(base.clone());
+    let output = bed.run(&spec).output;
+    assert!(
+        output.starts_with("/etc 0:0 755\n/etc/hosts 0:0 644\n/etc/resolv.conf 0:0 644\n127.0.0.1 localhost\n"),
+        "{output}"
+    );
+    assert_eq!(tree(upper(&spec)), ["etc", "etc/new"]);
+
+    // What the image has goes before: its own file, a link, no directory at all.
+    std::fs::write(lower.join("etc/hosts"), "the image's").unwrap();
+    std::os::unix::fs::symlink("../run/none", lower.join("etc/resolv.conf")).unwrap();
+    let mut spec = bed.shell_over(vec![lower.clone()], "cat /run/none; test -L /etc/resolv.conf; ls /etc");
+    spec.base_layer = Some(base.clone());
+    assert_eq!(bed.run(&spec).ok(), "nameserver 192.0.2.1\ngroup\nhosts\npasswd\nresolv.conf\n");
+    assert_eq!(tree(upper(&spec)), [""; 0]);
+    std::fs::remove_dir_all(lower.join("etc")).unwrap();
+    let mut spec = bed.shell_over(vec![lower.clone()], "ls /etc");
+    spec.base_layer = Some(base.clone());
+    assert_eq!(bed.run(&spec).ok(), "hosts\nresolv.conf\n");
+    assert_eq!(tree(upper(&spec)), [""; 0]);
+
+    // A view without an upper has them as well.
+    spec.rootfs = Rootfs::Overlay(Overlay { lowers: vec![lower], ..Overlay::default() });
+    assert_eq!(bed.run(&spec).ok(), "hosts\nresolv.conf\n");
+    assert_eq!(tree(&base), ["etc", "etc/hosts", "etc/resolv.conf"]);
 }
 
 fn stubs_go_and_times_stay(bed: &mut Bed) {

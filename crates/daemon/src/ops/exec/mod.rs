@@ -171,6 +171,7 @@ pub async fn execute(cx: &OpCx, vertex: &Vertex, op: &pb::ExecOp, inputs: Vec<Va
     let env = environment(cx, op, &meta).await?;
     let spec = ContainerSpec {
         rootfs: prepared.rootfs.clone(),
+        base_layer: Some(cx.daemon.settings.root.join(crate::start::BASE_LAYER)),
         readonly: prepared.readonly,
         mounts: std::mem::take(&mut prepared.mounts),
         args: meta.args.clone(),
