@@ -225,6 +225,29 @@ mod tests {
         assert_eq!(times(&done).iter().map(|t| t.1).collect::<Vec<_>>(), [false, true, true, true]);
     }
 
+    /// The digest is that of the config that BuildKit (of mid-2026) makes of the same build with `SOURCE_DATE_EPOCH=1000`.
+    #[test]
+    fn the_bytes_are_those_of_buildkit() {
+        let given = r#"{"os":"linux","architecture":"amd64","config":{"User":"5",
+            "Env":["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin","A=<b>&c"],
+            "Cmd":["/f"],"WorkingDir":"/","Labels":{"x":"y"},"ArgsEscaped":true},
+            "rootfs":{"type":"layers","diff_ids":null},"history":[
+            {"created_by":"COPY f /f # buildkit","comment":"buildkit.dockerfile.v0"},
+            {"created_by":"ENV A=<b>&c","comment":"buildkit.dockerfile.v0","empty_layer":true},
+            {"created_by":"LABEL x=y","comment":"buildkit.dockerfile.v0","empty_layer":true},
+            {"created_by":"CMD [\"/f\"]","comment":"buildkit.dockerfile.v0","empty_layer":true},
+            {"created_by":"COPY f /g/h # buildkit","comment":"buildkit.dockerfile.v0"},
+            {"created_by":"USER 5","comment":"buildkit.dockerfile.v0","empty_layer":true}]}"#;
+        let layer = |diff_id: &str| LayerNotes { diff_id: diff_id.parse().unwrap(), ..notes(1_700_000_000, "") };
+        let layers = [
+            layer("sha256:7f95d9632eaf715be9837cd16bde9228e573bf1b30c8eff639dbe9af9620c2c7"),
+            layer("sha256:2526a0ee33ea4b0b9410896baaefe6776222c1c87021ef9d9c13a2efdc2c5dab"),
+        ];
+        let done = complete(given.as_bytes(), &layers, Some(1000), None).unwrap();
+        let expected = "sha256:01115d6b6476aac9604a82898b0f47e4a640d8787030b5238e5adaca97990aa1";
+        assert_eq!(Digest::of(&done).to_string(), expected, "{}", String::from_utf8_lossy(&done));
+    }
+
     #[test]
     fn nothing_new_is_younger_than_the_epoch() {
         let text = r#"{"os":"linux","architecture":"amd64","created":"2020-01-01T00:00:00Z",
