@@ -73,7 +73,7 @@ fn a_registry_that_cuts_off_or_lies_is_told() {
 fn files_that_cannot_be_read_or_written_are_named() {
     let home = Home::sub();
     let context = home.context(&[("Dockerfile", "FROM scratch\nCOPY . /\n"), ("locked", "x")]);
-    std::fs::set_permissions(context.join("locked"), std::fs::Permissions::from_mode(0)).unwrap();
+    std::fs::set_permissions(context.join("locked"), std::fs::Permissions::from_mode(0o000)).unwrap();
     // Another user's file that nobody else may read.
     std::os::unix::fs::chown(context.join("locked"), Some(0), Some(0)).unwrap();
     home.build(&["-o", home.path("o").to_str().unwrap()], &context).fails_with(&["locked"]);

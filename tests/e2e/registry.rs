@@ -44,7 +44,7 @@ pub fn start() -> Registry {
         ),
     )
     .expect("write");
-    // A parent-death signal follows the thread that started the process, so this thread stays.
+    // A parent-death signal follows the thread that started the process, so this thread stays until the process has ended.
     let (started, wait) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         let child = Command::new("setpriv")
@@ -54,10 +54,10 @@ pub fn start() -> Registry {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn();
-        let failed = child.is_err();
-        let _ = started.send(child);
-        while !failed {
-            std::thread::park();
+        let result = child.as_ref().map(|_| ()).map_err(ToString::to_string);
+        started.send(result).expect("the test waits");
+        if let Ok(mut child) = child {
+            child.wait().expect("the registry can be waited for");
         }
     });
     wait.recv().expect("the thread answers").expect("docker-registry starts (package docker-registry)");
