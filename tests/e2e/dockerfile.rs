@@ -17,7 +17,7 @@ fn the_config_holds_what_the_instructions_say() {
             "User": "daemon", "ExposedPorts": {"53/udp": {}, "80/tcp": {}},
             "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "A=1", "B=two words"],
             "Entrypoint": ["e", "f"], "Cmd": ["c"], "Volumes": {"/data": {}}, "WorkingDir": "/w/sub", "Labels": {"l": "v"},
-            "StopSignal": "SIGINT", "Healthcheck": {"Test": ["CMD-SHELL", "true"], "Interval": 5_000_000_000_i64},
+            "StopSignal": "SIGINT", "ArgsEscaped": true, "Healthcheck": {"Test": ["CMD-SHELL", "true"], "Interval": 5_000_000_000_i64},
             "OnBuild": ["RUN echo hi"], "Shell": ["/bin/sh", "-ec"]
         })
     );
@@ -123,7 +123,7 @@ fn args_have_scopes_and_platforms_are_known() {
     let tree = home.tree(&[], &context);
     let arch = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
     assert_eq!(read(tree.join("args")), format!("global linux/{arch} linux/{arch} set-default\n"));
-    assert_eq!(read(tree.join("second")), "[]\n");
+    assert_eq!(read(tree.join("second")), "[set-default]\n", "a stage upon a stage has its args");
 }
 
 #[test]

@@ -166,13 +166,6 @@ fn a06_definitions_that_are_none_are_refused_by_name() {
             );
             assert!(!status.message().is_empty() && !status.message().contains("panicked"), "{what}: {status:?}");
         }
-        // Neither a definition nor a frontend, but somebody waits for a result to export.
-        let exporters = vec![bud_protocol::control::Exporter { r#type: "image".to_owned(), ..Default::default() }];
-        let request = SolveRequest { r#ref: "a06none".to_owned(), exporters, ..Default::default() };
-        let mut client = ControlClient::new(channel.clone());
-        let call = client.solve(Request::new(request)).into_inner_result();
-        // With no result there is nothing to export: an error or an answer, but soon, and no crash.
-        tokio::time::timeout(Duration::from_secs(10), call).await.expect("an answer within ten seconds").ok();
         let exporters = vec![bud_protocol::control::Exporter { r#type: "punchcards".to_owned(), ..Default::default() }];
         let request = SolveRequest {
             r#ref: "a06punch".to_owned(),

@@ -218,6 +218,20 @@ fn f02_damaged_blobs_and_lost_layers_are_made_again() {
         damaged += 1;
     }
     assert!(damaged > 0);
-    let second = home.image(&[], &context);
-    assert_eq!(first.config["rootfs"], second.config["rootfs"]);
+    // What is damaged is never exported: it is made again at once, or named and made again by the next build.
+    let tar = home.path("again.tar");
+    let output = format!("type=oci,dest={}", tar.display());
+    for _ in 0..damaged {
+        let ran = home.build(&["-o", &output], &context);
+        if ran.code == Some(0) {
+            break;
+        }
+        ran.fails_with(&["damaged"]);
+        assert!(!tar.exists());
+    }
+    // The base's layer may be written anew from its files, whose tar then differs; what was built here is the same again.
+    let second = crate::harness::Image::read(&tar);
+    assert_eq!(first.config["rootfs"]["diff_ids"][1], second.config["rootfs"]["diff_ids"][1]);
+    let names = |image: &crate::harness::Image| image.layer_listing(0).lines().filter(|l| !l.ends_with(" /")).count();
+    assert_eq!(names(&first), names(&second));
 }

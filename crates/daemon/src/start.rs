@@ -140,6 +140,8 @@ fn logging(debug: bool) {
     let filter = tracing_subscriber::EnvFilter::try_from_env("BUD_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+    // A log that can't be written (a full disk) must not end the daemon.
+    let subscriber = subscriber.log_internal_errors(false);
     // A test in the same process may have set one.
     let _set_already = subscriber.try_init();
 }

@@ -118,10 +118,14 @@ impl FilesExporter {
         blocking(move || {
             let mut output = upload.into_blocking();
             let written = write_tar(&parts, time, &mut output, &cancel);
-            match (written, output.finish()) {
-                (_, Err(error)) if error.is_already_exists() => Ok(()),
-                (Err(error), Ok(())) => Err(error),
-                (_, result) => result.map_err(session_error),
+            match written {
+                Ok(()) => match output.finish() {
+                    Err(error) if error.is_already_exists() => Ok(()),
+                    result => result.map_err(session_error),
+                },
+                // Not finished: the client must not take a part for the whole.
+                Err(_) if output.declined() => Ok(()),
+                Err(error) => Err(error),
             }
         })
         .await

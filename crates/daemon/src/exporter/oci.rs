@@ -111,10 +111,14 @@ impl OciExporter {
             let mut output = upload.into_blocking();
             // What the client says of a failed transfer is more telling than that the pipe broke.
             let written = write_archive(&store, &archive, &mut output, &cancel);
-            match (written, output.finish()) {
-                (_, Err(error)) if error.is_already_exists() => Ok(()),
-                (Err(error), Ok(())) => Err(error),
-                (_, result) => result.map_err(session_error),
+            match written {
+                Ok(()) => match output.finish() {
+                    Err(error) if error.is_already_exists() => Ok(()),
+                    result => result.map_err(session_error),
+                },
+                // Not finished: the client must not take a part for the whole.
+                Err(_) if output.declined() => Ok(()),
+                Err(error) => Err(error),
             }
         })
         .await;

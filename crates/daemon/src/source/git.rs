@@ -170,7 +170,10 @@ impl GitSource {
         let work = async {
             let bare = bare.path();
             repository::fetch(&session.git, &bare, &self.remote, &what.reference, &what.object).await?;
-            repository::check_out(&session.git, &bare, &self.remote, &what, &draft.upper(), &draft.work()).await
+            let (upper, work) = (draft.upper(), draft.work());
+            let made = tokio::fs::create_dir_all(&work).await;
+            made.map_err(|source| GitError::Io { doing: format!("making {}", work.display()), source })?;
+            repository::check_out(&session.git, &bare, &self.remote, &what, &upper, &work).await
         };
         work.await.map_err(|error| self.failed("fetch", &error))?;
         drop(bare);

@@ -143,7 +143,9 @@ fn damage_is_an_error_and_never_an_early_end() {
     // Without the end mark, or with rubbish behind it.
     assert_eq!(read_all(&whole[..whole.len() - 1024]).unwrap().len(), 2);
     assert_eq!(read_all(&[&whole[..], b"rubbish"].concat()).unwrap().len(), 2);
-    for cut in [1, 511, 513, 512 + 600, 512 + 1023, 1536 + 100, 1536 + 512] {
+    // A writer that forgot even the last file's filling.
+    assert_eq!(read_all(&whole[..512 + 600]).unwrap().len(), 1);
+    for cut in [1, 511, 513, 512 + 1023, 1536 + 100, 1536 + 512] {
         assert!(read_all(&whole[..cut]).is_err(), "cut at {cut}");
     }
     let mut flipped = whole.clone();

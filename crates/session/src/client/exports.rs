@@ -59,6 +59,11 @@ struct OpenFile {
     file: std::fs::File,
 }
 
+/// An error that names the file.
+fn named(path: &std::path::Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
 impl FileTarget for TarFile {
     fn open(&self, _: &BTreeMap<String, String>) -> io::Result<Option<Box<dyn FileSink>>> {
         self.create().map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", self.0.display())))
@@ -71,7 +76,7 @@ impl TarFile {
         if let Ok(found) = std::fs::metadata(&self.0)
             && !found.is_file()
         {
-            let file = std::fs::OpenOptions::new().write(true).open(&self.0)?;
+            let file = std::fs::OpenOptions::new().write(true).open(&self.0).map_err(|error| named(&self.0, &error))?;
             return Ok(Some(Box::new(OpenFile { path: self.0.clone(), temporary: None, file })));
         }
         let name = self.0.file_name().ok_or_else(|| io::Error::from(io::ErrorKind::IsADirectory))?;
@@ -80,7 +85,8 @@ impl TarFile {
         temporary.push(name);
         temporary.push(format!(".{id}"));
         let temporary = self.0.with_file_name(temporary);
-        let file = std::fs::OpenOptions::new().write(true).create_new(true).open(&temporary)?;
+        let file = std::fs::OpenOptions::new().write(true).create_new(true).open(&temporary);
+        let file = file.map_err(|error| named(&self.0, &error))?;
         Ok(Some(Box::new(OpenFile { path: self.0.clone(), temporary: Some(temporary), file })))
     }
 }

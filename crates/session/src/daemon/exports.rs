@@ -37,7 +37,10 @@ impl Session {
             }
         }
         let (mut ended, result) = oneshot::channel();
+        let (complete, completed) = oneshot::channel::<()>();
         let session = self.clone();
+        // The stream ends when this sender is gone too, so a file that was not finished is cut off, never ended.
+        let open = pieces.clone();
         tokio::spawn(async move {
             let mut client = FileSendClient::new(session.channel());
             let doing = format!("export {exporter}");
@@ -47,14 +50,23 @@ impl Session {
                 while answer.message().await?.is_some() {}
                 Ok(())
             };
+            let hold = async move {
+                if completed.await.is_err() {
+                    return open;
+                }
+                drop(open);
+                std::future::pending().await
+            };
             let result = tokio::select! {
                 result = session.ask(doing, call) => result,
                 () = ended.closed() => return,
+                // The call is gone when this is dropped.
+                _open = hold => return,
             };
             // The caller may be gone.
             let _ = ended.send(result);
         });
-        Ok(FileUpload { pieces: Some(pieces), result })
+        Ok(FileUpload { pieces: Some(pieces), complete: Some(complete), result })
     }
 
     /// Sends a tree to the client's directory for exporter number `exporter`.
@@ -94,6 +106,8 @@ impl Session {
 /// A file of the client that is being written. Dropped before [`FileUpload::finish`], the transfer is cut off.
 pub struct FileUpload {
     pieces: Option<mpsc::Sender<BytesMessage>>,
+    /// Told when the file is whole.
+    complete: Option<oneshot::Sender<()>>,
     result: oneshot::Receiver<Result<(), SessionError>>,
 }
 
@@ -117,8 +131,17 @@ impl FileUpload {
 
     /// Ends the file and waits until the client has it.
     pub async fn finish(mut self) -> Result<(), SessionError> {
-        self.pieces = None;
+        self.end();
         self.outcome().await
+    }
+
+    /// Ends the stream as a whole file.
+    fn end(&mut self) {
+        self.pieces = None;
+        if let Some(complete) = self.complete.take() {
+            // A call that has ended needs no word.
+            let _ = complete.send(());
+        }
     }
 
     async fn outcome(&mut self) -> Result<(), SessionError> {
@@ -127,7 +150,7 @@ impl FileUpload {
 
     /// Makes a writer for blocking threads of it.
     pub fn into_blocking(self) -> BlockingWriter {
-        BlockingWriter { upload: self, buffer: BytesMut::new() }
+        BlockingWriter { upload: self, buffer: BytesMut::new(), declined: false }
     }
 }
 
@@ -139,13 +162,19 @@ fn cut_off() -> SessionError {
 pub struct BlockingWriter {
     upload: FileUpload,
     buffer: BytesMut,
+    declined: bool,
 }
 
 impl BlockingWriter {
+    /// Tells whether a write failed because the client doesn't want the file.
+    pub fn declined(&mut self) -> bool {
+        self.declined || matches!(self.upload.result.try_recv(), Ok(Err(error)) if error.is_already_exists())
+    }
+
     /// Sends what is left, ends the file and waits until the client has it.
     pub fn finish(mut self) -> Result<(), SessionError> {
         self.send()?;
-        self.upload.pieces = None;
+        self.upload.end();
         self.upload.result.blocking_recv().unwrap_or(Err(cut_off()))
     }
 
@@ -164,7 +193,9 @@ impl BlockingWriter {
         self.upload.pieces = None;
         let (_, none) = oneshot::channel();
         let result = std::mem::replace(&mut self.upload.result, none);
-        Err(result.blocking_recv().unwrap_or(Err(cut_off())).err().unwrap_or(cut_off()))
+        let error = result.blocking_recv().unwrap_or(Err(cut_off())).err().unwrap_or(cut_off());
+        self.declined = error.is_already_exists();
+        Err(error)
     }
 }
 
