@@ -58,15 +58,22 @@ pub fn validate(vertex: &Vertex) -> Result<(), String> {
     }
 }
 
-/// Returns an op's name for people, if the front end gave none.
+/// Returns an op's name for people, if the front end gave none; made of its inputs' names where it only puts them together.
 #[must_use]
-pub fn name(vertex: &Vertex) -> String {
+pub fn name(vertex: &Vertex, inputs: &[&str]) -> String {
+    let input = |number: i64| usize::try_from(number).ok().and_then(|n| inputs.get(n)).copied().unwrap_or("scratch");
     match &vertex.kind {
         Kind::Source(op) => op.identifier.clone(),
         Kind::Exec(op) => op.meta.as_ref().map(|m| m.args.join(" ")).unwrap_or_default(),
         Kind::File(op) => file::name(op),
-        Kind::Merge(op) => format!("merge ({} inputs)", op.inputs.len()),
-        Kind::Diff(_) => "diff".into(),
+        Kind::Merge(op) => {
+            let names: Vec<&str> = op.inputs.iter().map(|i| input(i.input)).collect();
+            format!("merge ({})", names.join(", "))
+        }
+        Kind::Diff(op) => {
+            let (lower, upper) = (op.lower.as_ref().map_or(-1, |l| l.input), op.upper.as_ref().map_or(-1, |u| u.input));
+            format!("diff ({}) -> ({})", input(lower), input(upper))
+        }
         Kind::Build(_) => "build".into(),
         Kind::Passthrough(op) => format!("passthrough {}", op.id),
     }

@@ -120,7 +120,8 @@ pub fn load(definition: &pb::Definition) -> Result<Option<Arc<Graph>>, BuildErro
             };
             inputs.push(edge(digest, *number, input.index, &vertices[*number])?);
         }
-        let vertex = vertex(digest, op, inputs, definition)?;
+        let names: Vec<&str> = inputs.iter().map(|e| vertices[e.vertex].name.as_str()).collect();
+        let vertex = vertex(digest, op, inputs.clone(), &names, definition)?;
         numbers.insert(digest, vertices.len());
         vertices.push(vertex);
     }
@@ -180,7 +181,13 @@ fn order(ops: &HashMap<String, pb::Op>, target: &str) -> Result<Vec<String>, Bui
     Ok(order)
 }
 
-fn vertex(digest: &str, op: &pb::Op, inputs: Vec<Edge>, definition: &pb::Definition) -> Result<Vertex, BuildError> {
+fn vertex(
+    digest: &str,
+    op: &pb::Op,
+    inputs: Vec<Edge>,
+    names: &[&str],
+    definition: &pb::Definition,
+) -> Result<Vertex, BuildError> {
     use pb::op::Op;
     let kind = match op.op.clone() {
         None => return Err(at(digest, "the op does nothing (no kind)")),
@@ -214,7 +221,8 @@ fn vertex(digest: &str, op: &pb::Op, inputs: Vec<Edge>, definition: &pb::Definit
     crate::ops::validate(&vertex).map_err(|message| at(digest, message))?;
     vertex.name = match metadata.description.get("llb.customname") {
         Some(name) if !name.is_empty() => clean(name),
-        _ => clean(&crate::ops::name(&vertex)),
+        // A name made of names doubles with each level of a diamond.
+        _ => clean(&crate::ops::name(&vertex, names)).chars().take(1000).collect(),
     };
     Ok(vertex)
 }
