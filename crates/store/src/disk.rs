@@ -7,23 +7,54 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
 
-/// Removes a tree on the background thread. What is left when the process dies goes at the next start.
-pub(crate) fn remove_later(path: &Path) {
-    static QUEUE: OnceLock<Option<Mutex<mpsc::Sender<PathBuf>>>> = OnceLock::new();
+/// What the background thread is asked.
+enum Ask {
+    Remove(PathBuf),
+    /// Says that everything asked before is done.
+    Tell(mpsc::Sender<()>),
+}
+
+/// Sends to the background thread; gives back what couldn't be sent.
+fn ask(what: Ask) -> Option<Ask> {
+    static QUEUE: OnceLock<Option<Mutex<mpsc::Sender<Ask>>>> = OnceLock::new();
     let queue = QUEUE.get_or_init(|| {
-        let (send, receive) = mpsc::channel::<PathBuf>();
+        let (send, receive) = mpsc::channel::<Ask>();
         let thread = std::thread::Builder::new().name("remove".into()).spawn(move || {
-            for path in receive {
-                if let Err(error) = remove_tree(&path) {
-                    tracing::warn!("removing {}: {error}", path.display());
+            for asked in receive {
+                match asked {
+                    Ask::Remove(path) => remove_or_warn(&path),
+                    // Who asked may have stopped waiting.
+                    Ask::Tell(done) => drop(done.send(())),
                 }
             }
         });
         thread.is_ok().then(|| Mutex::new(send))
     });
-    let sent = queue.as_ref().is_some_and(|queue| lock(queue).send(path.to_owned()).is_ok());
-    if !sent && let Err(error) = remove_tree(path) {
+    match queue {
+        Some(queue) => lock(queue).send(what).err().map(|unsent| unsent.0),
+        None => Some(what),
+    }
+}
+
+fn remove_or_warn(path: &Path) {
+    if let Err(error) = remove_tree(path) {
         tracing::warn!("removing {}: {error}", path.display());
+    }
+}
+
+/// Removes a tree on the background thread. What is left when the process dies goes at the next start.
+pub(crate) fn remove_later(path: &Path) {
+    if let Some(Ask::Remove(path)) = ask(Ask::Remove(path.to_owned())) {
+        remove_or_warn(&path);
+    }
+}
+
+/// Waits until what is to be removed is gone, within a time.
+pub(crate) fn wait_for_removals(limit: std::time::Duration) {
+    let (done, wait) = mpsc::channel();
+    if ask(Ask::Tell(done)).is_none() {
+        // Too slow is no error: it goes on in the background.
+        wait.recv_timeout(limit).ok();
     }
 }
 

@@ -12,6 +12,12 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
+/// Bytes kept aside on the disk, so that a prune can write its records when there is no other space left.
+const BALLAST: u64 = 1 << 20;
+
+/// How long a prune waits for what it removed to be gone: the space is wanted by who asked for it.
+const REMOVAL_WAIT: Duration = Duration::from_secs(10);
+
 /// One thing that takes space.
 #[derive(Clone, Debug)]
 pub struct Usage {
@@ -232,6 +238,19 @@ impl Store {
         policy: &PrunePolicy,
         accepts: &dyn Fn(&Usage) -> bool,
     ) -> Result<Pruned, StoreError> {
+        // On a full disk the records of what goes can't be written without it.
+        self.drop_ballast();
+        let pruned = self.prune_steps(policy, accepts);
+        crate::disk::wait_for_removals(REMOVAL_WAIT);
+        self.make_ballast();
+        pruned
+    }
+
+    fn prune_steps(
+        self: &Arc<Self>,
+        policy: &PrunePolicy,
+        accepts: &dyn Fn(&Usage) -> bool,
+    ) -> Result<Pruned, StoreError> {
         let mut usage = self.usage()?;
         let mut used: u64 = usage.iter().map(|u| u.size).sum();
         let free = || rustix::fs::statvfs(self.root()).map_or(u64::MAX, |s| s.f_bavail.saturating_mul(s.f_frsize));
@@ -280,6 +299,29 @@ impl Store {
             }
         }
         Ok(pruned)
+    }
+
+    fn ballast(&self) -> std::path::PathBuf {
+        self.root().join("ballast")
+    }
+
+    /// Sets space aside for the next prune, if there is some.
+    pub(crate) fn make_ballast(&self) {
+        let path = self.ballast();
+        let file = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(&path);
+        let made = file.and_then(|file| {
+            let none = rustix::fs::FallocateFlags::empty();
+            rustix::fs::fallocate(file, none, 0, BALLAST).map_err(std::io::Error::from)
+        });
+        if made.is_err() {
+            // Half of it helps nobody, and a prune that finds none tries without.
+            self.drop_ballast();
+        }
+    }
+
+    fn drop_ballast(&self) {
+        // It may not be there.
+        std::fs::remove_file(self.ballast()).ok();
     }
 
     /// Returns what each layer stands on.

@@ -226,8 +226,16 @@ impl Store {
     /// # Errors
     /// [`StoreError::NoSpace`].
     pub fn check_space(&self) -> Result<(), StoreError> {
-        let stat = rustix::fs::statvfs(&self.root).map_err(StoreError::io("look at", &self.root))?;
-        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        let free_now = || -> Result<u64, StoreError> {
+            let stat = rustix::fs::statvfs(&self.root).map_err(StoreError::io("look at", &self.root))?;
+            Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+        };
+        let mut free = free_now()?;
+        if free < self.options.reserve {
+            // What failed just before may be on its way out.
+            crate::disk::wait_for_removals(Duration::from_secs(5));
+            free = free_now()?;
+        }
         if free < self.options.reserve {
             return Err(StoreError::NoSpace { path: self.root.clone(), free, wanted: self.options.reserve });
         }
@@ -426,6 +434,7 @@ fn upkeep_in_background(store: &Arc<Store>, reserved: i64) {
         };
         if let Some(store) = weak.upgrade() {
             warn("cleaning", crate::prune::clean(&store, reserved));
+            store.make_ballast();
         }
         for second in 1_u64.. {
             std::thread::sleep(Duration::from_secs(1));

@@ -140,6 +140,7 @@ fn prepare(
 
     let user = user::look_up(root.directory(), &spec.user)?;
     let program = exec::Program::new(&spec.args, &spec.env, &user.home)?;
+    own_mount_points(spec, &planned, &mut root)?;
     kernel::mount_proc(spec, &root)?;
     dev::mount_dev(spec, &root, &mut stage, context)?;
     kernel::mount_sys(spec, &root, context)?;
@@ -183,6 +184,25 @@ fn prepare(
     sys::close_on_exec_from(3).doing(|| "close descriptors".into())?;
     privileges::drop_to(spec, &user, context)?;
     Ok(program)
+}
+
+/// Makes those of `/proc`, `/dev` and `/sys` that are missing and that a mount is asked for in: as its parents they go with it.
+///
+/// Where no mount is asked for in them, they stay in the layer, as in BuildKit.
+fn own_mount_points(
+    spec: &ContainerSpec,
+    planned: &[mounts::Planned<'_>],
+    root: &mut resolve::Root,
+) -> Result<(), Failure> {
+    for path in ["/proc", "/dev", "/sys"].map(Path::new) {
+        if spec.remove_mount_stubs_recursive
+            && planned.iter().any(|mount| mount.is_below(path))
+            && root.find(path)?.is_none()
+        {
+            root.ensure(path, resolve::Kind::Directory, resolve::Made::Stub)?;
+        }
+    }
+    Ok(())
 }
 
 /// Mounts the root file system detached; also opens the upper directory, if it has one.

@@ -33,6 +33,13 @@ pub(super) struct Planned<'a> {
     prepared: Prepared<'a>,
 }
 
+impl Planned<'_> {
+    /// Tells whether the place is inside a directory.
+    pub(super) fn is_below(&self, directory: &Path) -> bool {
+        self.dest != directory && self.dest.starts_with(directory)
+    }
+}
+
 /// Cleans a destination: absolute, without `.` and `..` (which stops at the root).
 fn clean(dest: &str) -> PathBuf {
     let mut path = PathBuf::from("/");
