@@ -2,16 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bud_protocol::filesync::BytesMessage;
 use bud_protocol::filesync::file_send_client::FileSendClient;
 use bytes::{Bytes, BytesMut};
-use futures_util::{TryStreamExt, stream};
+use futures_util::{StreamExt as _, TryStreamExt, stream};
+use http_body_util::{BodyStream, StreamBody};
 use tokio::sync::{mpsc, oneshot};
-use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Request;
+use tonic::body::Body;
 use tonic::metadata::AsciiMetadataKey;
+use tonic::{Request, Status};
+use tower::ServiceExt as _;
 
 use super::Session;
 use super::files::packet_stream;
@@ -21,6 +25,15 @@ use crate::{MAX_CHUNK, SessionError, methods};
 
 /// What a blocking writer gathers before it sends.
 const PIECE: usize = 1 << 20;
+
+/// Lets a body end well only if the file is whole then; else the client sees its stream reset and drops what it has.
+fn ended_or_cut(body: Body, is_whole: Arc<AtomicBool>) -> Body {
+    let end = stream::once(async move { is_whole.load(Ordering::Acquire) }).filter_map(async |is_whole| {
+        let cut = || Err(Status::cancelled("the file was cut off"));
+        (!is_whole).then(cut)
+    });
+    Body::new(StreamBody::new(BodyStream::new(body).chain(end)))
+}
 
 impl Session {
     /// Opens the client's file for exporter number `exporter` (its index in the build request). `metadata` are the
@@ -37,12 +50,15 @@ impl Session {
             }
         }
         let (mut ended, result) = oneshot::channel();
-        let (complete, completed) = oneshot::channel::<()>();
+        let whole = Arc::new(AtomicBool::new(false));
         let session = self.clone();
-        // The stream ends when this sender is gone too, so a file that was not finished is cut off, never ended.
-        let open = pieces.clone();
+        let is_whole = Arc::clone(&whole);
         tokio::spawn(async move {
-            let mut client = FileSendClient::new(session.channel());
+            let channel = session.channel().map_request(move |request: http::Request<Body>| {
+                let is_whole = Arc::clone(&is_whole);
+                request.map(|body| ended_or_cut(body, is_whole))
+            });
+            let mut client = FileSendClient::new(channel);
             let doing = format!("export {exporter}");
             let call = async {
                 let mut answer = client.diff_copy(request).await?.into_inner();
@@ -50,23 +66,14 @@ impl Session {
                 while answer.message().await?.is_some() {}
                 Ok(())
             };
-            let hold = async move {
-                if completed.await.is_err() {
-                    return open;
-                }
-                drop(open);
-                std::future::pending().await
-            };
             let result = tokio::select! {
                 result = session.ask(doing, call) => result,
                 () = ended.closed() => return,
-                // The call is gone when this is dropped.
-                _open = hold => return,
             };
             // The caller may be gone.
             let _ = ended.send(result);
         });
-        Ok(FileUpload { pieces: Some(pieces), complete: Some(complete), result })
+        Ok(FileUpload { pieces: Some(pieces), whole, result })
     }
 
     /// Sends a tree to the client's directory for exporter number `exporter`.
@@ -78,7 +85,7 @@ impl Session {
     ) -> Result<(), SessionError> {
         self.require(methods::FILE_SEND, "export target")?;
         let (outbound, packets) = mpsc::channel(QUEUE);
-        let mut call = Request::new(ReceiverStream::new(packets).filter_map(Result::ok));
+        let mut call = Request::new(tokio_stream::StreamExt::filter_map(ReceiverStream::new(packets), Result::ok));
         call.metadata_mut().insert(methods::EXPORTER_ID, exporter.into());
         call.metadata_mut().insert(methods::EXPORTER_MULTI_PLATFORM, 1u32.into());
         let doing = format!("export {exporter}");
@@ -106,8 +113,8 @@ impl Session {
 /// A file of the client that is being written. Dropped before [`FileUpload::finish`], the transfer is cut off.
 pub struct FileUpload {
     pieces: Option<mpsc::Sender<BytesMessage>>,
-    /// Told when the file is whole.
-    complete: Option<oneshot::Sender<()>>,
+    /// Whether the stream ends because the file is whole.
+    whole: Arc<AtomicBool>,
     result: oneshot::Receiver<Result<(), SessionError>>,
 }
 
@@ -137,11 +144,8 @@ impl FileUpload {
 
     /// Ends the stream as a whole file.
     fn end(&mut self) {
+        self.whole.store(true, Ordering::Release);
         self.pieces = None;
-        if let Some(complete) = self.complete.take() {
-            // A call that has ended needs no word.
-            let _ = complete.send(());
-        }
     }
 
     async fn outcome(&mut self) -> Result<(), SessionError> {
