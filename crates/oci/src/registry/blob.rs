@@ -2,7 +2,7 @@
 
 use super::config::Endpoint;
 use super::error::{Problem, RegistryError};
-use super::request::{TRIES, backoff};
+use super::request::{TRIES, backoff, is_refusal};
 use super::transport::{IDLE, network};
 use super::{Repository, error};
 use bud_image::{Descriptor, Digest};
@@ -113,7 +113,9 @@ impl Blob {
         self.since_try = 0;
         self.tries += 1;
         self.resumes += 1;
-        if problem.is_transient() && self.tries < TRIES && self.resumes < MAX_RESUMES {
+        // Where nobody answers, waiting helps less than asking the next: the other scheme, or the registry behind a mirror.
+        let is_elsewhere = is_refusal(problem) && self.endpoint + 1 < self.endpoints.len();
+        if problem.is_transient() && !is_elsewhere && self.tries < TRIES && self.resumes < MAX_RESUMES {
             tracing::debug!(received = self.received, "resume a blob after: {problem}");
             tokio::time::sleep(backoff(self.tries - 1)).await;
             return true;

@@ -135,7 +135,7 @@ pub(super) fn with(headers: &HeaderMap, authorization: Option<&Authorization>) -
 }
 
 /// A refused connection or an unknown name stays so for now; trying again would only keep the user waiting.
-fn is_refusal(problem: &Problem) -> bool {
+pub(super) fn is_refusal(problem: &Problem) -> bool {
     matches!(problem, Problem::Network(text) if text.starts_with("can't connect"))
 }
 
