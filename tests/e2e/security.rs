@@ -129,7 +129,6 @@ fn a01_unsafe_places_are_refused() {
     // A runtime directory that is a link to somebody else's place.
     let home = Home::sub();
     let context = home.dockerfile("FROM scratch\nLABEL a=b\n");
-    std::fs::create_dir_all(home.state_root().parent().unwrap()).unwrap();
     let tcp = run({
         let mut c = home.bud_command(["daemon", "--addr", "tcp://127.0.0.1:0", "--root"]);
         c.arg(home.path("root"));
