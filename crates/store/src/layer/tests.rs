@@ -395,6 +395,27 @@ fn times_are_clamped_only_when_asked() {
     assert_eq!(written(&fixture, &snapshot, &options), ["new=1 @1000", "old=1 @7"]);
 }
 
+/// The kernel's clock ticks in milliseconds: a file that is written over at once may have its size and time, and is still another.
+#[test]
+fn versions_that_share_a_time_are_told_apart() {
+    let mut fixture = Fixture::new();
+    let base = fixture.layer(&Snapshot::scratch(), &["changed=1", "same=1"]);
+    let draft = fixture.store.draft(&base).unwrap();
+    fill(&draft.upper(), &["changed=2", "same=1"]);
+    let time = std::time::UNIX_EPOCH + std::time::Duration::new(7, 4_000_000);
+    for dir in [fixture.store.layer_fs(base.top().unwrap()), draft.upper()] {
+        for name in ["changed", "same"] {
+            std::fs::File::open(dir.join(name)).unwrap().set_modified(time).unwrap();
+        }
+    }
+    let snapshot = fixture.commit(draft);
+    let layer = fixture.store.logical_layers(&snapshot).unwrap().pop().unwrap();
+    let mut tar = Vec::new();
+    write_tar(&fixture.store, &layer, &mut tar, &WriteOptions::default(), &()).unwrap();
+    let tar = String::from_utf8_lossy(&tar);
+    assert!(tar.contains("changed") && !tar.contains("same"));
+}
+
 /// An archive is extracted into the destination and its links don't lead out of there; whiteouts are files like any other.
 #[test]
 fn archives_are_extracted_into_the_destination() {
