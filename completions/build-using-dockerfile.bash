@@ -59,7 +59,7 @@ _build__using__dockerfile() {
 
     case "${cmd}" in
         build__using__dockerfile)
-            opts="-t -f -o -q -h -V --tag --file --target --build-arg --build-context --platform --label --output --load --push --iidfile --metadata-file --no-cache --no-cache-filter --pull --cache-from --cache-to --secret --ssh --network --add-host --shm-size --ulimit --allow --progress --quiet --buildkit-addr --tlscacert --tlscert --tlskey --tlsservername --clientside-frontend --provenance --sbom --help --version build images ls rmi du prune daemon completions"
+            opts="-t -f -o -q -h -V --tag --file --target --build-arg --build-context --platform --label --output --load --push --iidfile --metadata-file --no-cache --no-cache-filter --pull --cache-from --cache-to --secret --ssh --network --add-host --shm-size --ulimit --allow --progress --quiet --buildkit-addr --tlscacert --tlscert --tlskey --tlsservername --userns --clientside-frontend --provenance --sbom --help --version build images ls rmi du prune daemon completions"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -282,6 +282,10 @@ _build__using__dockerfile() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --userns)
+                    COMPREPLY=($(compgen -W "auto subids single root" -- "${cur}"))
+                    return 0
+                    ;;
                 --clientside-frontend)
                     COMPREPLY=($(compgen -W "true false" -- "${cur}"))
                     return 0
@@ -302,7 +306,7 @@ _build__using__dockerfile() {
             return 0
             ;;
         build__subcmd__using__subcmd__dockerfile__subcmd__build)
-            opts="-t -f -o -q -h --tag --file --target --build-arg --build-context --platform --label --output --load --push --iidfile --metadata-file --no-cache --no-cache-filter --pull --cache-from --cache-to --secret --ssh --network --add-host --shm-size --ulimit --allow --progress --quiet --buildkit-addr --tlscacert --tlscert --tlskey --tlsservername --clientside-frontend --provenance --sbom --help"
+            opts="-t -f -o -q -h --tag --file --target --build-arg --build-context --platform --label --output --load --push --iidfile --metadata-file --no-cache --no-cache-filter --pull --cache-from --cache-to --secret --ssh --network --add-host --shm-size --ulimit --allow --progress --quiet --buildkit-addr --tlscacert --tlscert --tlskey --tlsservername --userns --clientside-frontend --provenance --sbom --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -525,6 +529,10 @@ _build__using__dockerfile() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --userns)
+                    COMPREPLY=($(compgen -W "auto subids single root" -- "${cur}"))
+                    return 0
+                    ;;
                 --clientside-frontend)
                     COMPREPLY=($(compgen -W "true false" -- "${cur}"))
                     return 0
@@ -559,7 +567,7 @@ _build__using__dockerfile() {
             return 0
             ;;
         build__subcmd__using__subcmd__dockerfile__subcmd__daemon)
-            opts="-h --addr --root --config --debug --idle-timeout --allow-insecure-entitlement --tlscert --tlskey --tlscacert --insecure-tcp --identity --oci-worker-snapshotter --oci-worker-no-process-sandbox --oci-worker-net --oci-worker-platform --oci-worker-labels --oci-worker-gc --oci-worker-gc-keepstorage --rootless --oci-worker --oci-worker-rootless --containerd-worker --log-format --spawned --help start stop status logs"
+            opts="-h --addr --root --config --debug --idle-timeout --allow-insecure-entitlement --tlscert --tlskey --tlscacert --insecure-tcp --userns --oci-worker-snapshotter --oci-worker-no-process-sandbox --oci-worker-net --oci-worker-platform --oci-worker-labels --oci-worker-gc --oci-worker-gc-keepstorage --rootless --oci-worker --oci-worker-rootless --containerd-worker --log-format --spawned --help start stop status logs"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -644,7 +652,7 @@ _build__using__dockerfile() {
                     fi
                     return 0
                     ;;
-                --identity)
+                --userns)
                     COMPREPLY=($(compgen -W "auto subids single root" -- "${cur}"))
                     return 0
                     ;;
@@ -726,7 +734,7 @@ _build__using__dockerfile() {
             return 0
             ;;
         build__subcmd__using__subcmd__dockerfile__subcmd__daemon__subcmd__start)
-            opts="-h --idle-timeout --help"
+            opts="-h --idle-timeout --userns --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -734,6 +742,10 @@ _build__using__dockerfile() {
             case "${prev}" in
                 --idle-timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --userns)
+                    COMPREPLY=($(compgen -W "auto subids single root" -- "${cur}"))
                     return 0
                     ;;
                 *)

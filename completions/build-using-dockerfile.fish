@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_build_using_dockerfile_global_optspecs
-    string join \n t/tag= f/file= target= build-arg= build-context= platform= label= o/output= load= push= iidfile= metadata-file= no-cache= no-cache-filter= pull= cache-from= cache-to= secret= ssh= network= add-host= shm-size= ulimit= allow= progress= q/quiet= buildkit-addr= tlscacert= tlscert= tlskey= tlsservername= clientside-frontend= provenance= sbom= h/help V/version
+    string join \n t/tag= f/file= target= build-arg= build-context= platform= label= o/output= load= push= iidfile= metadata-file= no-cache= no-cache-filter= pull= cache-from= cache-to= secret= ssh= network= add-host= shm-size= ulimit= allow= progress= q/quiet= buildkit-addr= tlscacert= tlscert= tlskey= tlsservername= userns= clientside-frontend= provenance= sbom= h/help V/version
 end
 
 function __fish_build_using_dockerfile_needs_command
@@ -64,6 +64,10 @@ complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_needs_comma
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_needs_command" -l tlscert -d 'Client certificate (tcp://)' -r -F
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_needs_command" -l tlskey -d 'Client key (tcp://)' -r -F
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_needs_command" -l tlsservername -d 'Name that the daemon\'s certificate must carry, if it isn\'t the address\'s host (tcp://)' -r
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_needs_command" -l userns -d 'Which user IDs there are inside builds: auto, subids, single or root; for the daemon that bud starts' -r -f -a "auto\t'The best that this machine allows'
+subids\t'The own ID and sub-IDs'
+single\t'The own ID alone'
+root\t'Real root, no user namespace'"
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_needs_command" -l clientside-frontend -d 'Translate the Dockerfile here instead of in the daemon (works with any BuildKit)' -r -f -a "true\t''
 false\t''"
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_needs_command" -l provenance -d 'Attestations; a later version writes them' -r
@@ -118,6 +122,10 @@ complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subco
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand build" -l tlscert -d 'Client certificate (tcp://)' -r -F
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand build" -l tlskey -d 'Client key (tcp://)' -r -F
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand build" -l tlsservername -d 'Name that the daemon\'s certificate must carry, if it isn\'t the address\'s host (tcp://)' -r
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand build" -l userns -d 'Which user IDs there are inside builds: auto, subids, single or root; for the daemon that bud starts' -r -f -a "auto\t'The best that this machine allows'
+subids\t'The own ID and sub-IDs'
+single\t'The own ID alone'
+root\t'Real root, no user namespace'"
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand build" -l clientside-frontend -d 'Translate the Dockerfile here instead of in the daemon (works with any BuildKit)' -r -f -a "true\t''
 false\t''"
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand build" -l provenance -d 'Attestations; a later version writes them' -r
@@ -175,7 +183,7 @@ complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subco
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l tlscert -d 'Certificate' -r -F
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l tlskey -d 'Key of the certificate' -r -F
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l tlscacert -d 'CA that clients\' certificates must be signed by' -r -F
-complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l identity -d 'Map IDs through newuidmap when it is there (subids), the own ID alone (single), or none (root)' -r -f -a "auto\t'The best that this machine allows'
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l userns -d 'Which user IDs there are inside builds: sub-IDs through newuidmap (subids), the own ID alone (single), no user namespace (root), or the best of these that this machine allows' -r -f -a "auto\t'The best that this machine allows'
 subids\t'The own ID and sub-IDs'
 single\t'The own ID alone'
 root\t'Real root, no user namespace'"
@@ -208,6 +216,10 @@ complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subco
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -f -a "status" -d 'Show where it is, what it does, what it holds'
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -f -a "logs" -d 'Show its log'
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand daemon; and __fish_seen_subcommand_from start" -l idle-timeout -d 'Let it exit after this long with nothing to do, such as 30m; 0: never' -r
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand daemon; and __fish_seen_subcommand_from start" -l userns -d 'Which user IDs there are inside builds: auto, subids, single or root' -r -f -a "auto\t'The best that this machine allows'
+subids\t'The own ID and sub-IDs'
+single\t'The own ID alone'
+root\t'Real root, no user namespace'"
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand daemon; and __fish_seen_subcommand_from start" -s h -l help -d 'Print help'
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand daemon; and __fish_seen_subcommand_from stop" -l buildkit-addr -d 'The daemon\'s address: unix:///path, tcp://host:port, docker-container://name, podman-container://name, kube-pod://name, ssh://user@host [default: this user\'s own daemon, started when it doesn\'t run]' -r
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand daemon; and __fish_seen_subcommand_from stop" -l tlscacert -d 'CA certificate that the daemon\'s must be signed by (tcp://)' -r -F

@@ -53,6 +53,12 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the event loop")
 }
 
+/// Says in one line which users there are in a daemon's builds.
+fn mode_line(status: &bud_protocol::bud::StatusResponse) -> String {
+    let mode = if status.mode == "root" { "as root".to_owned() } else { filter::name(&status.mode) };
+    format!("note: the daemon runs {mode}; `bud doctor` says more")
+}
+
 /// Says what went wrong with a call to the daemon, in its own words.
 fn told(status: tonic::Status) -> anyhow::Error {
     if status.code() == tonic::Code::Unimplemented {

@@ -6,6 +6,7 @@ pub mod spawn;
 mod transport;
 
 use crate::cli::ConnectArgs;
+use crate::cli::daemon::Userns;
 use address::Address;
 use anyhow::{Context as _, Result, bail, ensure};
 use bud_protocol::bud::bud_client::BudClient;
@@ -42,12 +43,14 @@ pub struct Spawn {
     pub idle_timeout: String,
     /// Say that it is being started, if that takes long.
     pub announce: bool,
+    /// Which user IDs there are inside builds. A daemon of this user that has others gives way if it is idle.
+    pub userns: Userns,
 }
 
 impl Default for Spawn {
     fn default() -> Self {
         let idle_timeout = std::env::var("BUD_IDLE_TIMEOUT").ok().filter(|text| !text.is_empty());
-        Self { idle_timeout: idle_timeout.unwrap_or_else(|| "30m".into()), announce: true }
+        Self { idle_timeout: idle_timeout.unwrap_or_else(|| "30m".into()), announce: true, userns: Userns::Auto }
     }
 }
 
@@ -56,6 +59,27 @@ impl Start {
     #[must_use]
     pub fn usual() -> Self {
         Self::IfNeeded(Spawn::default())
+    }
+
+    /// Tells whether a daemon that runs has the users that were asked for.
+    fn is_met_by(&self, status: &StatusResponse) -> bool {
+        match self {
+            Self::IfNeeded(how) => how.userns.is_met_by(&status.mode),
+            Self::Never => true,
+        }
+    }
+
+    fn check(&self, status: &StatusResponse) -> Result<()> {
+        match self {
+            Self::IfNeeded(how) => ensure!(
+                self.is_met_by(status),
+                "--userns={} was asked for, but the daemon that runs does so {}; leave --userns out, or stop that daemon first",
+                how.userns.word(),
+                crate::progress::filter::name(&status.mode)
+            ),
+            Self::Never => {}
+        }
+        Ok(())
     }
 }
 
@@ -127,18 +151,22 @@ pub async fn connect_and_ask(args: &ConnectArgs, start: &Start) -> Result<(Conne
         let connection = connect(args, start).await?;
         let is_own = connection.root.is_some();
         match connection.status().await {
-            Ok(Some(status)) if is_own && tries < TRIES && is_older(&status) => {
+            Ok(Some(status)) if is_own && tries < TRIES && (is_older(&status) || !start.is_met_by(&status)) => {
                 // It stops only if nothing runs; else the build goes to it.
                 let request = StopRequest { force: false, wait: false };
                 let stopping = connection.bud().stop(request).await.is_ok_and(|answer| answer.into_inner().stopping);
                 if !stopping {
+                    start.check(&status)?;
                     return Ok((connection, Some(status)));
                 }
                 while connection.status().await.is_ok() {
                     tokio::time::sleep(PAUSE).await;
                 }
             }
-            Ok(status) => return Ok((connection, status)),
+            Ok(status) => {
+                status.as_ref().map_or(Ok(()), |status| start.check(status))?;
+                return Ok((connection, status));
+            }
             Err(_) if is_own && tries < TRIES => tokio::time::sleep(PAUSE).await,
             Err(error) => return Err(error),
         }
@@ -215,7 +243,7 @@ async fn own(around: &Surroundings, start: &Start) -> Result<Connection> {
         }
         spawn::remove_stale(&socket)?;
         places::check_socket_dir(&around.socket_dir(), around.uid)?;
-        let outcome = spawn::spawn(&socket, &root, &how.idle_timeout, until).await;
+        let outcome = spawn::spawn(&socket, &root, how, until).await;
         // It listens before it says so; and one that another client's daemon kept out finds that one listening.
         let found = match running(around, &socket, &root, until).await {
             Ok(Some(found)) => Ok(found),

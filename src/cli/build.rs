@@ -127,6 +127,9 @@ pub struct BuildArgs {
     /// How to reach the daemon.
     #[command(flatten)]
     pub connect: ConnectArgs,
+    /// Which user IDs there are inside builds: auto, subids, single or root; for the daemon that bud starts
+    #[arg(long, value_name = "MODE", env = "BUD_USERNS", hide_env_values = true, help_heading = DAEMON, default_value = "auto", hide_default_value = true, hide_possible_values = true)]
+    pub userns: super::daemon::Userns,
     /// Translate the Dockerfile here instead of in the daemon (works with any BuildKit)
     #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", hide_default_value = true, hide_possible_values = true, value_name = "BOOL", help_heading = DAEMON)]
     pub clientside_frontend: bool,

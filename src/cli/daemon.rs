@@ -1,6 +1,7 @@
 //! `bud daemon`: the daemon in the foreground with buildkitd's flags, and the commands for the one in the background.
 
 use super::ConnectArgs;
+use bud_sandbox::userns::{Mode, Policy};
 use clap::{ArgAction, Args, Subcommand, ValueEnum, ValueHint};
 use std::path::PathBuf;
 
@@ -38,6 +39,17 @@ pub struct StartArgs {
     /// Let it exit after this long with nothing to do, such as 30m; 0: never
     #[arg(long, value_name = "DURATION", env = "BUD_IDLE_TIMEOUT", hide_env_values = true)]
     pub idle_timeout: Option<String>,
+    /// Which user IDs there are inside builds: auto, subids, single or root
+    #[arg(
+        long,
+        value_name = "MODE",
+        env = "BUD_USERNS",
+        hide_env_values = true,
+        default_value = "auto",
+        hide_default_value = true,
+        hide_possible_values = true
+    )]
+    pub userns: Userns,
 }
 
 /// `bud daemon stop`.
@@ -125,9 +137,10 @@ pub struct RunArgs {
     #[arg(long, help_heading = TCP)]
     pub insecure_tcp: bool,
 
-    /// Map IDs through newuidmap when it is there (subids), the own ID alone (single), or none (root)
-    #[arg(long, value_name = "MODE", help_heading = WORKER, default_value = "auto", hide_default_value = true)]
-    pub identity: IdentityChoice,
+    /// Which user IDs there are inside builds: sub-IDs through newuidmap (subids), the own ID alone (single), no user
+    /// namespace (root), or the best of these that this machine allows
+    #[arg(long, alias = "identity", value_name = "MODE", env = "BUD_USERNS", hide_env_values = true, help_heading = WORKER, default_value = "auto", hide_default_value = true)]
+    pub userns: Userns,
     /// How snapshots are put together: auto, overlayfs or native
     #[arg(long, value_name = "NAME", help_heading = WORKER, default_value = "auto", hide_default_value = true, hide_possible_values = true)]
     pub oci_worker_snapshotter: SnapshotterChoice,
@@ -173,7 +186,7 @@ pub struct RunArgs {
 
 /// How IDs are mapped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-pub enum IdentityChoice {
+pub enum Userns {
     /// The best that this machine allows.
     #[default]
     Auto,
@@ -183,4 +196,40 @@ pub enum IdentityChoice {
     Single,
     /// Real root, no user namespace.
     Root,
+}
+
+impl Userns {
+    /// Returns the word on the command line.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Subids => "subids",
+            Self::Single => "single",
+            Self::Root => "root",
+        }
+    }
+
+    /// Returns what the sandbox is told.
+    #[must_use]
+    pub fn policy(self) -> Policy {
+        match self {
+            Self::Auto => Policy::Auto,
+            Self::Subids => Policy::Subids,
+            Self::Single => Policy::Single,
+            Self::Root => Policy::Root,
+        }
+    }
+
+    /// Tells whether a daemon that says this of its users is what was asked for.
+    #[must_use]
+    pub fn is_met_by(self, mode: &str) -> bool {
+        let is = |of: Mode| mode == of.shown();
+        match self {
+            Self::Auto => true,
+            Self::Subids => is(Mode::Subids),
+            Self::Single => is(Mode::Single),
+            Self::Root => is(Mode::Root),
+        }
+    }
 }

@@ -7,6 +7,7 @@ mod summary;
 use super::runtime;
 use crate::cli::ConnectArgs;
 use crate::cli::build::{BuildArgs, ProgressMode};
+use crate::cli::daemon::Userns;
 use crate::connect::{self, Connection, Spawn, Start, spawn};
 use crate::failure;
 use crate::output::files;
@@ -29,7 +30,7 @@ const FAREWELL: Duration = Duration::from_millis(500);
 
 /// Runs `bud build`.
 pub fn run(args: BuildArgs) -> Result<ExitCode> {
-    let connect = args.connect.clone();
+    let (connect, userns) = (args.connect.clone(), args.userns);
     if std::env::args_os().len() == 1 {
         use clap::CommandFactory as _;
         terminal::print(&crate::cli::Cli::command().render_help().to_string())?;
@@ -57,7 +58,7 @@ pub fn run(args: BuildArgs) -> Result<ExitCode> {
                 terminal::note("canceled");
                 Ok(ExitCode::from(code))
             }
-            result = build(request, connect) => result,
+            result = build(request, connect, userns) => result,
         }
     });
     // Threads that write an output clean it up; one that waits for stdin is left behind.
@@ -65,9 +66,9 @@ pub fn run(args: BuildArgs) -> Result<ExitCode> {
     result
 }
 
-async fn build(mut request: BuildRequest, connect_args: ConnectArgs) -> Result<ExitCode> {
+async fn build(mut request: BuildRequest, connect_args: ConnectArgs, userns: Userns) -> Result<ExitCode> {
     let mode = if request.quiet { ProgressMode::Quiet } else { request.progress };
-    let start = Start::IfNeeded(Spawn { announce: mode != ProgressMode::Quiet, ..Spawn::default() });
+    let start = Start::IfNeeded(Spawn { userns, announce: mode != ProgressMode::Quiet, ..Spawn::default() });
     let (connection, status) = connect::connect_and_ask(&connect_args, &start).await?;
     if let Some(status) = &status
         && mode != ProgressMode::Quiet
@@ -148,14 +149,13 @@ fn note_raw(text: &str) {
 
 /// Shows what a daemon has to say about this machine, once for as long as it stays the same.
 fn show_notices(connection: &Connection, status: &StatusResponse) {
-    if status.notices.is_empty() {
-        return;
-    }
-    let text = status.notices.join("\n");
+    let mode = super::mode_line(status);
+    let text = [std::slice::from_ref(&mode), &status.notices].concat().join("\n");
     let seen = connection.root.as_ref().map(|root| root.join("notices-shown"));
     if seen.as_ref().is_some_and(|path| std::fs::read_to_string(path).is_ok_and(|before| before == text)) {
         return;
     }
+    terminal::note(&mode);
     for notice in &status.notices {
         terminal::note(&format!("note: {}", filter::plain_text(notice)));
     }

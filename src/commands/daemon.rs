@@ -3,7 +3,7 @@
 use super::{block_on, table, told};
 use crate::cli::ConnectArgs;
 use crate::cli::daemon::{
-    DaemonArgs, DaemonCommand, IdentityChoice, LogsArgs, RunArgs, SnapshotterChoice, StartArgs, StatusArgs, StopArgs,
+    DaemonArgs, DaemonCommand, LogsArgs, RunArgs, SnapshotterChoice, StartArgs, StatusArgs, StopArgs,
 };
 use crate::connect::places::Surroundings;
 use crate::connect::spawn::{self, Readiness};
@@ -14,7 +14,6 @@ use crate::terminal;
 use anyhow::{Context as _, Result, bail, ensure};
 use bud_daemon::{Options, Snapshotter, Tls};
 use bud_protocol::bud::{StatusRequest, StatusResponse, StopRequest};
-use bud_sandbox::userns::Policy;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::Path;
 use std::process::ExitCode;
@@ -75,12 +74,7 @@ fn options(args: RunArgs) -> Result<Options> {
         addresses,
         root,
         config: args.config.or_else(|| around.config()),
-        identity: match args.identity {
-            IdentityChoice::Auto => Policy::Auto,
-            IdentityChoice::Subids => Policy::Subids,
-            IdentityChoice::Single => Policy::Single,
-            IdentityChoice::Root => Policy::Root,
-        },
+        identity: args.userns.policy(),
         no_process_sandbox: args.oci_worker_no_process_sandbox,
         snapshotter: match args.oci_worker_snapshotter {
             SnapshotterChoice::Auto => Snapshotter::Auto,
@@ -111,7 +105,7 @@ fn options(args: RunArgs) -> Result<Options> {
 }
 
 async fn start(args: StartArgs) -> Result<ExitCode> {
-    let mut spawn = Spawn::default();
+    let mut spawn = Spawn { userns: args.userns, ..Spawn::default() };
     if let Some(timeout) = args.idle_timeout {
         values::duration(&timeout).context("--idle-timeout")?;
         spawn.idle_timeout = timeout;
@@ -119,6 +113,14 @@ async fn start(args: StartArgs) -> Result<ExitCode> {
     let args = ConnectArgs::default();
     let connection = match connect::connect(&args, &Start::Never).await {
         Ok(connection) => {
+            if let Some(status) = connection.status().await? {
+                ensure!(
+                    spawn.userns.is_met_by(&status.mode),
+                    "a daemon runs already, but {}, not as --userns={} asks; `bud daemon stop` ends it",
+                    status.mode,
+                    spawn.userns.word()
+                );
+            }
             terminal::print(&format!("the daemon runs already at {}\n", connection.address))?;
             return Ok(ExitCode::SUCCESS);
         }
@@ -127,6 +129,7 @@ async fn start(args: StartArgs) -> Result<ExitCode> {
     };
     terminal::print(&format!("the daemon runs at {}\n", connection.address))?;
     if let Some(status) = connection.status().await? {
+        terminal::note(&super::mode_line(&status));
         for notice in &status.notices {
             terminal::note(&format!("note: {}", filter::plain_text(notice)));
         }

@@ -96,14 +96,14 @@ pub fn remove_stale(socket: &Path) -> Result<()> {
 ///
 /// # Errors
 /// What the daemon says why it can't start, or that it didn't in time.
-pub async fn spawn(socket: &Path, root: &Path, idle_timeout: &str, until: Instant) -> Result<()> {
+pub async fn spawn(socket: &Path, root: &Path, how: &super::Spawn, until: Instant) -> Result<()> {
     let log_path = root.join(LOG);
     let log = open_log(&log_path)?;
     // The running program itself, also if its file was replaced.
     let mut command = tokio::process::Command::new("/proc/self/exe");
     command
         .arg0("bud")
-        .args(["daemon", "--spawned", "--idle-timeout", idle_timeout])
+        .args(["daemon", "--spawned", "--idle-timeout", &how.idle_timeout, "--userns", how.userns.word()])
         .arg("--addr")
         .arg({
             let mut address = OsString::from("unix://");

@@ -27,6 +27,16 @@ impl User {
         Self::named("bud-plain")
     }
 
+    /// A user with 1,000 sub-IDs, which are too few.
+    pub fn few() -> Self {
+        Self::named("bud-few")
+    }
+
+    /// A user with 65,536 sub-IDs in three pieces, one of them given to the number.
+    pub fn ranges() -> Self {
+        Self::named("bud-ranges")
+    }
+
     fn named(name: &'static str) -> Self {
         let passwd = std::fs::read_to_string("/etc/passwd").expect("/etc/passwd is readable");
         let line = passwd.lines().find(|l| l.split(':').next() == Some(name));

@@ -13,7 +13,7 @@ use crate::socket::{self, ListenError};
 use crate::solver::flight::Flights;
 use bud_image::{Digest, Platform};
 use bud_sandbox::server::{ForkServer, ServerError};
-use bud_sandbox::userns::{self, EnterError, HostRoot, Mode};
+use bud_sandbox::userns::{self, EnterError, HostRoot};
 use bud_session::SessionRegistry;
 use bud_store::{Store, StoreError};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
@@ -88,6 +88,7 @@ pub fn run(mut options: Options) -> Result<(), StartError> {
         None => Config::default(),
     };
     let identity = userns::enter(options.identity, &HostRoot("/".into()))?;
+    tracing::info!("runs {}", identity.mode.shown());
     for notice in &identity.notices {
         tracing::warn!("{notice}");
     }
@@ -99,11 +100,7 @@ pub fn run(mut options: Options) -> Result<(), StartError> {
     for warning in store.warnings() {
         tracing::warn!("{warning}");
     }
-    let mode = match identity.mode {
-        Mode::Subids => "rootless, with sub-IDs",
-        Mode::Single => "rootless, own ID alone",
-        Mode::Root => "root",
-    };
+    let mode = identity.mode.shown();
     let settings = settings(&options, &config, &root, &first, mode, identity.notices.clone())?;
     let history = History::new(&store).map_err(io("make the directory of build records"))?;
     // Sockets are bound before the runtime exists: the umask is the process's.
@@ -136,7 +133,7 @@ pub fn run(mut options: Options) -> Result<(), StartError> {
 }
 
 fn logging(debug: bool) {
-    let default = if debug { "debug,h2=info,hyper=info,tower=info" } else { "warn" };
+    let default = if debug { "debug,h2=info,hyper=info,tower=info" } else { "warn,bud_daemon::start=info" };
     let filter = tracing_subscriber::EnvFilter::try_from_env("BUD_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);

@@ -46,6 +46,18 @@ pub enum Mode {
     Root,
 }
 
+impl Mode {
+    /// Says it to a person.
+    #[must_use]
+    pub fn shown(self) -> &'static str {
+        match self {
+            Mode::Subids => "rootless, with sub-IDs",
+            Mode::Single => "rootless, own ID alone",
+            Mode::Root => "root",
+        }
+    }
+}
+
 /// Where facts about the machine are read: `/`, or a directory that a test made.
 #[derive(Clone, Debug)]
 pub struct HostRoot(pub PathBuf);
