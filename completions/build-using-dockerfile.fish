@@ -80,6 +80,7 @@ complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_needs_comma
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_needs_command" -a "rmi" -d 'Remove images by name'
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_needs_command" -a "du" -d 'Show what the build cache holds and how much disk it takes'
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_needs_command" -a "prune" -d 'Remove build cache that is not in use'
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_needs_command" -a "cache" -d 'List, remove, export and import the cache mounts of RUN steps'
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_needs_command" -a "daemon" -d 'Run the daemon in the foreground, or start, stop and look at the one in the background'
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_needs_command" -a "completions" -d 'Write the shell completions into a folder'
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand build" -s t -l tag -d 'Name for the image, as name:tag (repeatable)' -r
@@ -154,7 +155,9 @@ complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subco
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand rmi" -l tlsservername -d 'Name that the daemon\'s certificate must carry, if it isn\'t the address\'s host (tcp://)' -r
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand rmi" -s f -l force -d 'Don\'t mind names that are not there'
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand rmi" -s h -l help -d 'Print help'
-complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand du" -l filter -d 'Which records, such as type==exec.cachemount or inuse (repeatable: any of them)' -r
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand du" -l filter -d 'Which records, such as type=exec.cachemount, description~=apt or inuse (repeatable: any of them)' -r
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand du" -l format -d 'table or json' -r -f -a "table\t'For people'
+json\t'For programs'"
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand du" -l buildkit-addr -d 'The daemon\'s address: unix:///path, tcp://host:port, docker-container://name, podman-container://name, kube-pod://name, ssh://user@host [default: this user\'s own daemon, started when it doesn\'t run]' -r
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand du" -l tlscacert -d 'CA certificate that the daemon\'s must be signed by (tcp://)' -r -F
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand du" -l tlscert -d 'Client certificate (tcp://)' -r -F
@@ -163,18 +166,62 @@ complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subco
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand du" -s v -l verbose -d 'Show all facts of each record'
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand du" -l json -d 'Print JSON'
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand du" -s h -l help -d 'Print help'
-complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand prune" -l keep-duration -d 'Only what was not used for this long, such as 48h' -r
-complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand prune" -l reserved-space -d 'Keep this much, such as 10GB' -r
-complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand prune" -l filter -d 'Which records, such as type==exec.cachemount (repeatable: any of them)' -r
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand prune" -l keep-duration -d 'Only what was not used for this long, such as 48h (as --filter until=48h)' -r
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand prune" -l reserved-space -l keep-storage -d 'Always keep this much, such as 10GB' -r
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand prune" -l max-used-space -d 'Remove, longest unused first, until the cache takes no more than this' -r
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand prune" -l min-free-space -d 'Remove, longest unused first, until this much of the disk is free' -r
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand prune" -l filter -d 'Which records, such as type=exec.cachemount or id~=layer:4 (repeatable: any of them)' -r
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand prune" -l buildkit-addr -d 'The daemon\'s address: unix:///path, tcp://host:port, docker-container://name, podman-container://name, kube-pod://name, ssh://user@host [default: this user\'s own daemon, started when it doesn\'t run]' -r
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand prune" -l tlscacert -d 'CA certificate that the daemon\'s must be signed by (tcp://)' -r -F
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand prune" -l tlscert -d 'Client certificate (tcp://)' -r -F
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand prune" -l tlskey -d 'Client key (tcp://)' -r -F
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand prune" -l tlsservername -d 'Name that the daemon\'s certificate must carry, if it isn\'t the address\'s host (tcp://)' -r
-complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand prune" -s a -l all -d 'Also what is internal or shared with images'
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand prune" -s a -l all -d 'Also what is internal, and front ends'
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand prune" -l dry-run -d 'Show what would be freed, and remove nothing'
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand prune" -s f -l force -d 'Don\'t ask'
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand prune" -s v -l verbose -d 'Show each record that is removed'
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand prune" -s h -l help -d 'Print help'
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand cache; and not __fish_seen_subcommand_from ls list rm export import" -s h -l help -d 'Print help'
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand cache; and not __fish_seen_subcommand_from ls list rm export import" -f -a "ls" -d 'List them with their sizes'
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand cache; and not __fish_seen_subcommand_from ls list rm export import" -f -a "list" -d 'List them with their sizes'
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand cache; and not __fish_seen_subcommand_from ls list rm export import" -f -a "rm" -d 'Remove them by ID'
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand cache; and not __fish_seen_subcommand_from ls list rm export import" -f -a "export" -d 'Write one as a tar, with owners'
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand cache; and not __fish_seen_subcommand_from ls list rm export import" -f -a "import" -d 'Make one hold what a tar holds (what it held before goes)'
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand cache; and __fish_seen_subcommand_from ls" -l buildkit-addr -d 'The daemon\'s address: unix:///path, tcp://host:port, docker-container://name, podman-container://name, kube-pod://name, ssh://user@host [default: this user\'s own daemon, started when it doesn\'t run]' -r
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand cache; and __fish_seen_subcommand_from ls" -l tlscacert -d 'CA certificate that the daemon\'s must be signed by (tcp://)' -r -F
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand cache; and __fish_seen_subcommand_from ls" -l tlscert -d 'Client certificate (tcp://)' -r -F
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand cache; and __fish_seen_subcommand_from ls" -l tlskey -d 'Client key (tcp://)' -r -F
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand cache; and __fish_seen_subcommand_from ls" -l tlsservername -d 'Name that the daemon\'s certificate must carry, if it isn\'t the address\'s host (tcp://)' -r
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand cache; and __fish_seen_subcommand_from ls" -s q -l quiet -d 'Print IDs alone, one a line'
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand cache; and __fish_seen_subcommand_from ls" -l json -d 'Print JSON'
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand cache; and __fish_seen_subcommand_from ls" -s h -l help -d 'Print help'
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand cache; and __fish_seen_subcommand_from list" -l buildkit-addr -d 'The daemon\'s address: unix:///path, tcp://host:port, docker-container://name, podman-container://name, kube-pod://name, ssh://user@host [default: this user\'s own daemon, started when it doesn\'t run]' -r
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand cache; and __fish_seen_subcommand_from list" -l tlscacert -d 'CA certificate that the daemon\'s must be signed by (tcp://)' -r -F
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand cache; and __fish_seen_subcommand_from list" -l tlscert -d 'Client certificate (tcp://)' -r -F
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand cache; and __fish_seen_subcommand_from list" -l tlskey -d 'Client key (tcp://)' -r -F
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand cache; and __fish_seen_subcommand_from list" -l tlsservername -d 'Name that the daemon\'s certificate must carry, if it isn\'t the address\'s host (tcp://)' -r
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand cache; and __fish_seen_subcommand_from list" -s q -l quiet -d 'Print IDs alone, one a line'
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand cache; and __fish_seen_subcommand_from list" -l json -d 'Print JSON'
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand cache; and __fish_seen_subcommand_from list" -s h -l help -d 'Print help'
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand cache; and __fish_seen_subcommand_from rm" -l buildkit-addr -d 'The daemon\'s address: unix:///path, tcp://host:port, docker-container://name, podman-container://name, kube-pod://name, ssh://user@host [default: this user\'s own daemon, started when it doesn\'t run]' -r
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand cache; and __fish_seen_subcommand_from rm" -l tlscacert -d 'CA certificate that the daemon\'s must be signed by (tcp://)' -r -F
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand cache; and __fish_seen_subcommand_from rm" -l tlscert -d 'Client certificate (tcp://)' -r -F
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand cache; and __fish_seen_subcommand_from rm" -l tlskey -d 'Client key (tcp://)' -r -F
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand cache; and __fish_seen_subcommand_from rm" -l tlsservername -d 'Name that the daemon\'s certificate must carry, if it isn\'t the address\'s host (tcp://)' -r
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand cache; and __fish_seen_subcommand_from rm" -s h -l help -d 'Print help'
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand cache; and __fish_seen_subcommand_from export" -s o -l output -d 'File to write [default: stdout]' -r -F
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand cache; and __fish_seen_subcommand_from export" -l buildkit-addr -d 'The daemon\'s address: unix:///path, tcp://host:port, docker-container://name, podman-container://name, kube-pod://name, ssh://user@host [default: this user\'s own daemon, started when it doesn\'t run]' -r
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand cache; and __fish_seen_subcommand_from export" -l tlscacert -d 'CA certificate that the daemon\'s must be signed by (tcp://)' -r -F
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand cache; and __fish_seen_subcommand_from export" -l tlscert -d 'Client certificate (tcp://)' -r -F
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand cache; and __fish_seen_subcommand_from export" -l tlskey -d 'Client key (tcp://)' -r -F
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand cache; and __fish_seen_subcommand_from export" -l tlsservername -d 'Name that the daemon\'s certificate must carry, if it isn\'t the address\'s host (tcp://)' -r
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand cache; and __fish_seen_subcommand_from export" -s h -l help -d 'Print help'
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand cache; and __fish_seen_subcommand_from import" -l buildkit-addr -d 'The daemon\'s address: unix:///path, tcp://host:port, docker-container://name, podman-container://name, kube-pod://name, ssh://user@host [default: this user\'s own daemon, started when it doesn\'t run]' -r
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand cache; and __fish_seen_subcommand_from import" -l tlscacert -d 'CA certificate that the daemon\'s must be signed by (tcp://)' -r -F
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand cache; and __fish_seen_subcommand_from import" -l tlscert -d 'Client certificate (tcp://)' -r -F
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand cache; and __fish_seen_subcommand_from import" -l tlskey -d 'Client key (tcp://)' -r -F
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand cache; and __fish_seen_subcommand_from import" -l tlsservername -d 'Name that the daemon\'s certificate must carry, if it isn\'t the address\'s host (tcp://)' -r
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand cache; and __fish_seen_subcommand_from import" -s h -l help -d 'Print help'
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l addr -d 'Address to listen on: unix:///path or tcp://host:port (repeatable)' -r
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l root -d 'Directory of the state [default: $XDG_DATA_HOME/bud]' -r -f -a "(__fish_complete_directories)"
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l config -d 'buildkitd.toml [default: ~/.config/buildkit/buildkitd.toml, for root /etc/buildkit/buildkitd.toml]' -r -F
@@ -195,9 +242,9 @@ false\t''"
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l oci-worker-net -d 'Network of RUN steps: auto, host or none' -r
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l oci-worker-platform -d 'Platform to offer (repeatable)' -r
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l oci-worker-labels -d 'Label of the worker (repeatable)' -r
-complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l oci-worker-gc -d 'Remove old cache by itself' -r -f -a "true\t''
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l oci-worker-gc -d 'Remove old cache by itself [default: true]' -r -f -a "true\t''
 false\t''"
-complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l oci-worker-gc-keepstorage -d 'Disk space that the cache may take, such as 20GB' -r
+complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l oci-worker-gc-keepstorage -d 'Cache that is kept, disk that is to be free, cache at most: MB, or such as 10GB,20%,100GB' -r
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l rootless -d 'Accepted for buildkitd\'s sake: it is always so' -r -f -a "true\t''
 false\t''"
 complete -c build-using-dockerfile -n "__fish_build_using_dockerfile_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l oci-worker -d 'Accepted for buildkitd\'s sake' -r -f -a "true\t''

@@ -54,6 +54,9 @@ pub enum Command {
     Du(manage::DuArgs),
     /// Remove build cache that is not in use
     Prune(manage::PruneArgs),
+    /// List, remove, export and import the cache mounts of RUN steps
+    #[command(subcommand)]
+    Cache(manage::CacheCommand),
     /// Run the daemon in the foreground, or start, stop and look at the one in the background
     Daemon(Box<daemon::DaemonArgs>),
     /// Write the shell completions into a folder

@@ -1,6 +1,7 @@
 //! What each command does.
 
 mod build;
+mod cache;
 mod completions;
 mod daemon;
 mod images;
@@ -30,6 +31,7 @@ pub fn main() -> ExitCode {
         Some(Command::Rmi(args)) => block_on(images::remove(args)),
         Some(Command::Du(args)) => block_on(space::du(args)),
         Some(Command::Prune(args)) => block_on(space::prune(args)),
+        Some(Command::Cache(command)) => block_on(cache::run(command)),
         Some(Command::Daemon(args)) => daemon::run(*args),
         Some(Command::Completions(args)) => completions::write(&args.folder).map(|()| ExitCode::SUCCESS),
     };

@@ -156,11 +156,11 @@ pub struct RunArgs {
     /// Label of the worker (repeatable)
     #[arg(long, value_name = "KEY=VALUE", help_heading = WORKER)]
     pub oci_worker_labels: Vec<String>,
-    /// Remove old cache by itself
-    #[arg(long, help_heading = WORKER, num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", hide_default_value = true, hide_possible_values = true, value_name = "BOOL")]
-    pub oci_worker_gc: bool,
-    /// Disk space that the cache may take, such as 20GB
-    #[arg(long, value_name = "BYTES", help_heading = WORKER)]
+    /// Remove old cache by itself [default: true]
+    #[arg(long, help_heading = WORKER, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL")]
+    pub oci_worker_gc: Option<bool>,
+    /// Cache that is kept, disk that is to be free, cache at most: MB, or such as 10GB,20%,100GB
+    #[arg(long, value_name = "RESERVED[,FREE[,MAXIMUM]]", help_heading = WORKER)]
     pub oci_worker_gc_keepstorage: Option<String>,
 
     /// Accepted for buildkitd's sake: it is always so.

@@ -1,7 +1,7 @@
 //! The commands that look at and tidy what the daemon holds.
 
 use super::ConnectArgs;
-use clap::Args;
+use clap::{Args, Subcommand, ValueEnum, ValueHint};
 use std::path::PathBuf;
 
 /// `bud images`.
@@ -38,38 +38,126 @@ pub struct DuArgs {
     /// Show all facts of each record
     #[arg(short, long)]
     pub verbose: bool,
-    /// Which records, such as type==exec.cachemount or inuse (repeatable: any of them)
+    /// Which records, such as type=exec.cachemount, description~=apt or inuse (repeatable: any of them)
     #[arg(long, value_name = "FILTER")]
     pub filter: Vec<String>,
     /// Print JSON
     #[arg(long, conflicts_with = "verbose")]
     pub json: bool,
+    /// table or json
+    #[arg(long, value_name = "FORMAT", hide_possible_values = true)]
+    pub format: Option<Format>,
     /// How to reach the daemon.
     #[command(flatten)]
     pub connect: ConnectArgs,
 }
 
+/// How a listing is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
+
 /// `bud prune`.
 #[derive(Debug, Clone, Args)]
 pub struct PruneArgs {
-    /// Also what is internal or shared with images
+    /// Also what is internal, and front ends
     #[arg(short, long)]
     pub all: bool,
-    /// Only what was not used for this long, such as 48h
-    #[arg(long, value_name = "DURATION")]
+    /// Only what was not used for this long, such as 48h (as --filter until=48h)
+    #[arg(long, value_name = "DURATION", alias = "until")]
     pub keep_duration: Option<String>,
-    /// Keep this much, such as 10GB
-    #[arg(long, value_name = "BYTES", alias = "keep-storage")]
+    /// Always keep this much, such as 10GB
+    #[arg(long, value_name = "BYTES", visible_alias = "keep-storage")]
     pub reserved_space: Option<String>,
-    /// Which records, such as type==exec.cachemount (repeatable: any of them)
+    /// Remove, longest unused first, until the cache takes no more than this
+    #[arg(long, value_name = "BYTES")]
+    pub max_used_space: Option<String>,
+    /// Remove, longest unused first, until this much of the disk is free
+    #[arg(long, value_name = "BYTES", alias = "free-storage")]
+    pub min_free_space: Option<String>,
+    /// Which records, such as type=exec.cachemount or id~=layer:4 (repeatable: any of them)
     #[arg(long, value_name = "FILTER")]
     pub filter: Vec<String>,
+    /// Show what would be freed, and remove nothing
+    #[arg(long)]
+    pub dry_run: bool,
     /// Don't ask
     #[arg(short, long)]
     pub force: bool,
     /// Show each record that is removed
     #[arg(short, long)]
     pub verbose: bool,
+    /// How to reach the daemon.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// `bud cache`.
+#[derive(Debug, Clone, Subcommand)]
+pub enum CacheCommand {
+    /// List them with their sizes
+    #[command(visible_alias = "list")]
+    Ls(CacheLsArgs),
+    /// Remove them by ID
+    Rm(CacheRmArgs),
+    /// Write one as a tar, with owners
+    Export(CacheExportArgs),
+    /// Make one hold what a tar holds (what it held before goes)
+    Import(CacheImportArgs),
+}
+
+/// `bud cache ls`.
+#[derive(Debug, Clone, Args)]
+pub struct CacheLsArgs {
+    /// Print IDs alone, one a line
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Print JSON
+    #[arg(long, conflicts_with = "quiet")]
+    pub json: bool,
+    /// How to reach the daemon.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// `bud cache rm`.
+#[derive(Debug, Clone, Args)]
+pub struct CacheRmArgs {
+    /// IDs as in RUN --mount=type=cache,id=…, or the target if it has none
+    #[arg(required = true, value_name = "ID")]
+    pub ids: Vec<String>,
+    /// How to reach the daemon.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// `bud cache export`.
+#[derive(Debug, Clone, Args)]
+pub struct CacheExportArgs {
+    /// ID as in RUN --mount=type=cache,id=…, or the target if it has none
+    #[arg(value_name = "ID")]
+    pub id: String,
+    /// File to write [default: stdout]
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub output: Option<PathBuf>,
+    /// How to reach the daemon.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// `bud cache import`.
+#[derive(Debug, Clone, Args)]
+pub struct CacheImportArgs {
+    /// ID as in RUN --mount=type=cache,id=…, or the target if it has none
+    #[arg(value_name = "ID")]
+    pub id: String,
+    /// The tar, maybe compressed [default: stdin]
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub file: Option<PathBuf>,
     /// How to reach the daemon.
     #[command(flatten)]
     pub connect: ConnectArgs,

@@ -85,11 +85,12 @@ fn options(args: RunArgs) -> Result<Options> {
         platforms: args.oci_worker_platform,
         labels,
         gc: args.oci_worker_gc,
-        gc_keep_storage: args
+        gc_limits: args
             .oci_worker_gc_keepstorage
             .as_deref()
-            .map(values::bytes)
+            .map(bud_daemon::gc::policy::Limits::from_flag)
             .transpose()
+            .map_err(anyhow::Error::msg)
             .context("--oci-worker-gc-keepstorage")?,
         entitlements: args.allow_insecure_entitlement,
         tls: match (args.tlscert, args.tlskey) {

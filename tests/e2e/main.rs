@@ -14,6 +14,7 @@ mod cli;
 mod compare;
 mod daemon_life;
 mod dockerfile;
+mod gc;
 mod hostile_clients;
 mod images;
 mod recorded_buildkitd;

@@ -1,5 +1,6 @@
 //! `buildkitd.toml`: the part of it that this daemon understands.
 
+use crate::gc::policy::{Rule, Space};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -64,9 +65,21 @@ pub struct Workers {
 pub struct Worker {
     /// Whether rubbish is collected by itself.
     pub gc: Option<bool>,
-    /// Bytes of cache to keep, or a text such as `10GB`.
+    /// What of the cache is kept in any case: the older name of `reservedSpace`.
     #[serde(rename = "gckeepstorage")]
-    pub gc_keep_storage: Option<toml::Value>,
+    pub gc_keep_storage: Option<Space>,
+    /// What of the cache is kept in any case, as in `10GB` or `10%`.
+    #[serde(rename = "reservedSpace", alias = "reservedspace")]
+    pub reserved_space: Option<Space>,
+    /// What the cache takes at most.
+    #[serde(rename = "maxUsedSpace", alias = "maxusedspace")]
+    pub max_used_space: Option<Space>,
+    /// What is to be free on the disk.
+    #[serde(rename = "minFreeSpace", alias = "minfreespace")]
+    pub min_free_space: Option<Space>,
+    /// Policies instead of those that are made of the above.
+    #[serde(rename = "gcpolicy")]
+    pub gc_policies: Vec<Rule>,
     /// Labels.
     pub labels: BTreeMap<String, String>,
     /// Platforms.

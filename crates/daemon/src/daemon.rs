@@ -77,10 +77,8 @@ pub struct Settings {
     pub started: SystemTime,
     /// An id of this worker.
     pub worker_id: String,
-    /// Whether rubbish is collected by itself.
-    pub gc: bool,
-    /// Bytes of cache to keep, if the operator said so.
-    pub gc_keep_storage: Option<u64>,
+    /// What is removed from the cache by itself, in this order; empty: nothing.
+    pub gc_policies: Vec<crate::gc::policy::Policy>,
 }
 
 impl Settings {

@@ -25,10 +25,10 @@ pub struct Options {
     pub platforms: Vec<String>,
     /// Labels of the worker.
     pub labels: Vec<(String, String)>,
-    /// Whether rubbish is collected by itself.
-    pub gc: bool,
-    /// Bytes of cache to keep.
-    pub gc_keep_storage: Option<u64>,
+    /// Whether rubbish is collected by itself; none: as the configuration says.
+    pub gc: Option<bool>,
+    /// How much of the cache is kept, if not as the configuration says.
+    pub gc_limits: Option<crate::gc::policy::Limits>,
     /// `network.host`, `security.insecure`: what a build may ask for.
     pub entitlements: Vec<String>,
     /// Certificates of a TCP address.
@@ -57,8 +57,8 @@ impl Default for Options {
             network: "auto".into(),
             platforms: Vec::new(),
             labels: Vec::new(),
-            gc: true,
-            gc_keep_storage: None,
+            gc: None,
+            gc_limits: None,
             entitlements: Vec::new(),
             tls: None,
             insecure_tcp: false,

@@ -1,6 +1,7 @@
 //! `bud.v1`: what BuildKit's API has no call for. Optional; a client without it still builds.
 
 use crate::daemon::Daemon;
+use crate::gc::{self, objects};
 use crate::images;
 use crate::value::{blocking, store_error};
 use bud_protocol::bud::bud_server::Bud;
@@ -8,7 +9,7 @@ use bud_protocol::bud::*;
 use futures_util::Stream;
 use std::pin::Pin;
 use std::sync::Arc;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 /// The service.
 #[derive(Clone, Debug)]
@@ -83,6 +84,44 @@ impl Bud for BudService {
         let archive = images::save(&self.daemon, &request.name, &request.skip_layers).await?;
         let messages = archive.map(|data| data.map(|data| SaveImageResponse { data }).map_err(Status::from));
         Ok(Response::new(Box::pin(messages)))
+    }
+
+    async fn plan_prune(&self, request: Request<PlanPruneRequest>) -> Result<Response<PlanPruneResponse>, Status> {
+        let records = gc::plan(&self.daemon, request.into_inner()).await?;
+        Ok(Response::new(PlanPruneResponse { records }))
+    }
+
+    async fn list_cache_mounts(
+        &self,
+        _: Request<ListCacheMountsRequest>,
+    ) -> Result<Response<ListCacheMountsResponse>, Status> {
+        let mounts = objects::list(&self.daemon).await?;
+        Ok(Response::new(ListCacheMountsResponse { mounts }))
+    }
+
+    async fn remove_cache_mount(
+        &self,
+        request: Request<RemoveCacheMountRequest>,
+    ) -> Result<Response<RemoveCacheMountResponse>, Status> {
+        let bytes = objects::remove(&self.daemon, request.into_inner().id).await?;
+        Ok(Response::new(RemoveCacheMountResponse { bytes }))
+    }
+
+    type ExportCacheMountStream = Pin<Box<dyn Stream<Item = Result<ExportCacheMountResponse, Status>> + Send>>;
+
+    async fn export_cache_mount(
+        &self,
+        request: Request<ExportCacheMountRequest>,
+    ) -> Result<Response<Self::ExportCacheMountStream>, Status> {
+        let pieces = objects::export(&self.daemon, request.into_inner().id).await?;
+        Ok(Response::new(Box::pin(pieces)))
+    }
+
+    async fn import_cache_mount(
+        &self,
+        request: Request<Streaming<ImportCacheMountRequest>>,
+    ) -> Result<Response<ImportCacheMountResponse>, Status> {
+        Ok(Response::new(objects::import(&self.daemon, request.into_inner()).await?))
     }
 }
 

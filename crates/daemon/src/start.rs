@@ -202,6 +202,10 @@ fn settings(
     if options.snapshotter == Snapshotter::Native {
         return Err(StartError::Options("the native snapshotter is not supported yet: overlayfs is needed".into()));
     }
+    let collects = options.gc.or(config.worker.oci.gc).unwrap_or(true);
+    let disk = rustix::fs::statvfs(root).map_or(0, |s| s.f_blocks.saturating_mul(s.f_frsize));
+    let gc_policies = crate::gc::policy::policies(options.gc_limits, &config.worker.oci, disk)
+        .map_err(|e| StartError::Options(format!("garbage collection: {e}")))?;
     let names = if options.platforms.is_empty() { &config.worker.oci.platforms } else { &options.platforms };
     Ok(Settings {
         root: root.to_owned(),
@@ -218,8 +222,7 @@ fn settings(
         notices,
         started: SystemTime::now(),
         worker_id: Digest::of(format!("worker:{}", root.display())).hex()[..25].to_owned(),
-        gc: options.gc && config.worker.oci.gc.unwrap_or(true),
-        gc_keep_storage: options.gc_keep_storage,
+        gc_policies: if collects { gc_policies } else { Vec::new() },
     })
 }
 

@@ -1,7 +1,8 @@
 //! Cache mounts: directories that steps share.
 
 use crate::fileop::{Copy, FileOpError, copy_to_directory};
-use crate::store::{Store, lock, now_ms};
+use crate::record::RecordType;
+use crate::store::{Store, from_ms, lock, now_ms};
 use crate::tree::Source;
 use crate::{Observer, StoreError};
 use bud_image::Digest;
@@ -9,7 +10,10 @@ use rusqlite::params;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
+
+/// So much of an ID is kept for listings.
+const MAX_ID: usize = 500;
 
 /// How steps that run at the same time use one cache mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +24,41 @@ pub enum Sharing {
     Private,
     /// One after the other.
     Locked,
+}
+
+/// A cache mount as people name it: by its ID, with all its directories.
+#[derive(Clone, Debug)]
+pub struct CacheObject {
+    /// As steps name it.
+    pub id: String,
+    /// Real bytes on disk.
+    pub size: u64,
+    /// How many directories it has: more than one if it is private and steps used it at the same time.
+    pub directories: u32,
+    /// When its first directory was made.
+    pub created: SystemTime,
+    /// When it was used last.
+    pub last_used: SystemTime,
+    /// How often.
+    pub usage_count: u64,
+    /// Something uses one of its directories now.
+    pub in_use: bool,
+}
+
+/// The daemon's own directories, which no step can name: `local` and `git` with a hash.
+fn own_kind(id: &str) -> Option<&str> {
+    let (kind, hash) = id.split_once(' ')?;
+    let is_own = matches!(kind, "local" | "git") && hash.len() == 64 && hash.bytes().all(|c| c.is_ascii_hexdigit());
+    is_own.then_some(kind)
+}
+
+/// Says what a directory is, by its ID.
+pub(crate) fn describe(id: &str) -> (String, RecordType) {
+    match own_kind(id) {
+        Some("local") => ("local source: files received from a client".into(), RecordType::LocalSource),
+        Some(_) => ("shared git repository".into(), RecordType::GitCheckout),
+        None => (format!("cached mount {id}"), RecordType::CacheMount),
+    }
 }
 
 /// Who uses which directory now.
@@ -145,7 +184,7 @@ impl Store {
                 "INSERT INTO cache_mounts VALUES(?1, ?2, ?3, ?3, 1, NULL)
                  ON CONFLICT(dir) DO UPDATE SET last_used = ?3, usage_count = usage_count + 1, size = NULL",
             )?
-            .execute(params![mount.dir, id.chars().take(500).collect::<String>(), now_ms()])?;
+            .execute(params![mount.dir, id.chars().take(MAX_ID).collect::<String>(), now_ms()])?;
         Ok(mount)
     }
 
@@ -172,6 +211,117 @@ impl Store {
         if users.contains_key(dir) {
             return Ok(false);
         }
+        self.discard_directory(dir)?;
+        drop(users);
+        Ok(true)
+    }
+
+    /// Lists the cache mounts by ID, without the daemon's own directories.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn cache_objects(self: &Arc<Self>) -> Result<Vec<CacheObject>, StoreError> {
+        let sizes: HashMap<String, (u64, bool)> = self
+            .cache_mount_usage()?
+            .into_iter()
+            .filter_map(|u| Some((u.id.strip_prefix("cache:")?.to_owned(), (u.size, u.in_use))))
+            .collect();
+        let mut objects: Vec<CacheObject> = Vec::new();
+        let db = self.database();
+        let mut statement =
+            db.prepare_cached("SELECT dir, id, created, last_used, usage_count FROM cache_mounts ORDER BY id, dir")?;
+        let rows = statement.query_map([], |r| {
+            Ok((r.get::<_, String>(0)?, r.get::<_, String>(1)?, r.get(2)?, r.get(3)?, r.get::<_, i64>(4)?))
+        })?;
+        for row in rows {
+            let (dir, id, created, last_used, count) = row?;
+            if own_kind(&id).is_some() {
+                continue;
+            }
+            let (size, in_use) = sizes.get(&dir).copied().unwrap_or_default();
+            let (created, last_used, count) = (from_ms(created), from_ms(last_used), count.unsigned_abs());
+            match objects.last_mut().filter(|object| object.id == id) {
+                Some(object) => {
+                    object.size += size;
+                    object.directories += 1;
+                    object.created = object.created.min(created);
+                    object.last_used = object.last_used.max(last_used);
+                    object.usage_count += count;
+                    object.in_use |= in_use;
+                }
+                None => {
+                    objects.push(CacheObject {
+                        id,
+                        size,
+                        directories: 1,
+                        created,
+                        last_used,
+                        usage_count: count,
+                        in_use,
+                    });
+                }
+            }
+        }
+        Ok(objects)
+    }
+
+    /// Takes the first directory of a cache mount for oneself, without waiting: to read it whole, or to replace it. `None` if
+    /// there is no such mount.
+    ///
+    /// # Errors
+    /// [`StoreError::CacheBusy`], or the database fails.
+    pub fn hold_cache_mount(self: &Arc<Self>, id: &str) -> Result<Option<CacheMount>, StoreError> {
+        let dir = format!("{}-0", Digest::of(id).hex());
+        if !self.cache_dir().join(&dir).is_dir() {
+            return Ok(None);
+        }
+        self.hold_directory(id, dir).map(Some)
+    }
+
+    /// Takes a directory of a cache mount, whether it is there or not.
+    pub(crate) fn hold_directory(self: &Arc<Self>, id: &str, dir: String) -> Result<CacheMount, StoreError> {
+        let mut users = lock(&self.mounts.users);
+        if users.contains_key(&dir) {
+            return Err(StoreError::CacheBusy(id.to_owned()));
+        }
+        users.insert(dir.clone(), Use { count: 1, exclusive: true });
+        Ok(CacheMount { store: Arc::clone(self), dir, fresh: false })
+    }
+
+    /// Removes a cache mount with all its directories, and returns its bytes; `None` if there is none. Nothing is removed while
+    /// something uses one of them.
+    ///
+    /// # Errors
+    /// [`StoreError::CacheBusy`], or the database or a removal fails.
+    pub fn remove_cache_object(self: &Arc<Self>, id: &str) -> Result<Option<u64>, StoreError> {
+        let Some(object) = self.cache_objects()?.into_iter().find(|object| object.id == id) else { return Ok(None) };
+        let prefix = format!("{}-", Digest::of(id).hex());
+        let mut users = lock(&self.mounts.users);
+        if users.keys().any(|dir| dir.starts_with(&prefix)) {
+            return Err(StoreError::CacheBusy(id.to_owned()));
+        }
+        let dirs: Vec<String> = {
+            let db = self.database();
+            let mut statement = db.prepare_cached("SELECT dir FROM cache_mounts WHERE substr(dir, 1, 65) = ?")?;
+            statement.query_map([&prefix], |row| row.get(0))?.collect::<Result<_, _>>()?
+        };
+        // Held until they are gone: who comes now waits, and gets fresh ones.
+        let mut held = Vec::new();
+        for dir in dirs {
+            users.insert(dir.clone(), Use { count: 1, exclusive: true });
+            held.push(CacheMount { store: Arc::clone(self), dir, fresh: false });
+        }
+        drop(users);
+        for mount in &held {
+            self.discard_directory(&mount.dir)?;
+        }
+        drop(held);
+        crate::disk::wait_for_removals(Duration::from_secs(10));
+        Ok(Some(object.size))
+    }
+
+    /// Removes a directory that the caller holds, or whose users are locked.
+    fn discard_directory(&self, dir: &str) -> Result<(), StoreError> {
         let path = self.cache_dir().join(dir);
         let away = self.cache_dir().join(format!("removed-{}", self.new_layer_id()?.0));
         self.database().execute("DELETE FROM cache_mounts WHERE dir = ?", [dir])?;
@@ -180,7 +330,17 @@ impl Store {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
             Err(e) => return Err(StoreError::Io { what: "rename", path, source: e }),
         }
-        drop(users);
-        Ok(true)
+        Ok(())
+    }
+
+    /// Notes that a directory of a cache mount was filled from outside.
+    pub(crate) fn note_cache_mount(&self, id: &str, dir: &str) -> Result<(), StoreError> {
+        self.database()
+            .prepare_cached(
+                "INSERT INTO cache_mounts VALUES(?1, ?2, ?3, ?3, 0, NULL)
+                 ON CONFLICT(dir) DO UPDATE SET last_used = ?3, size = NULL",
+            )?
+            .execute(params![dir, id.chars().take(MAX_ID).collect::<String>(), now_ms()])?;
+        Ok(())
     }
 }

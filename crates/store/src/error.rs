@@ -44,6 +44,9 @@ pub enum StoreError {
     /// A layer that a snapshot names is not there.
     #[error("layer {0} is gone from the state directory; the step that made it has to run again")]
     LayerGone(i64),
+    /// A cache mount is used by something else.
+    #[error("cache mount {0:?} is in use by a running step or another command: try again when that has ended")]
+    CacheBusy(String),
     /// A blob is not there.
     #[error("blob {0} is not in the store")]
     BlobMissing(bud_image::Digest),

@@ -7,6 +7,7 @@
 
 pub mod blob;
 pub mod cachemount;
+mod cachetar;
 pub mod content;
 pub mod context;
 mod disk;
@@ -15,6 +16,8 @@ mod filecopy;
 mod fileindex;
 pub mod fileop;
 mod flatten;
+#[cfg(test)]
+mod gc_tests;
 pub mod image;
 pub mod layer;
 mod merge;
@@ -32,17 +35,19 @@ mod testing;
 mod tests;
 pub mod tree;
 mod union;
+pub mod usage;
 
 pub use blob::{BlobReader, BlobStore, BlobWriter};
-pub use cachemount::{CacheMount, Sharing};
+pub use cachemount::{CacheMount, CacheObject, Sharing};
 pub use context::ContextTree;
 pub use error::StoreError;
 pub use image::StoredImage;
-pub use prune::{PrunePolicy, Pruned, Usage};
+pub use prune::{PrunePolicy, Pruned};
 pub use record::{CacheKey, Info, Record, RecordId, RecordType};
 pub use snapshot::{LayerDraft, LayerId, Pin, Snapshot};
 pub use store::{Options, Store};
 pub use tree::{Source, Tree};
+pub use usage::Usage;
 
 /// Watches a long operation: told of progress, asked whether to go on. `()` watches nothing.
 pub trait Observer: Sync {

@@ -1,13 +1,14 @@
-//! What uses the disk, and taking it back.
+//! Taking disk space back.
 
 use crate::StoreError;
-use crate::disk::{disk_usage, remove_later};
+use crate::disk::remove_later;
 use crate::record::RecordType;
 use crate::snapshot::{LayerId, Snapshot};
 use crate::store::{Store, from_ms, lock, now_ms};
+use crate::usage::Usage;
 use bud_image::Digest;
-use rusqlite::{Connection, params};
-use std::collections::{HashMap, HashSet};
+use rusqlite::Connection;
+use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
@@ -18,38 +19,9 @@ const BALLAST: u64 = 1 << 20;
 /// How long a prune waits for what it removed to be gone: the space is wanted by who asked for it.
 const REMOVAL_WAIT: Duration = Duration::from_secs(10);
 
-/// One thing that takes space.
-#[derive(Clone, Debug)]
-pub struct Usage {
-    /// Its name: `layer:7`, `cache:…`, `blob:sha256:…`.
-    pub id: String,
-    /// What it stands on.
-    pub parents: Vec<String>,
-    /// Real bytes on disk.
-    pub size: u64,
-    /// For people.
-    pub description: String,
-    /// Its kind.
-    pub record_type: RecordType,
-    /// A running build holds it.
-    pub in_use: bool,
-    /// A named image holds it; it isn't pruned.
-    pub shared: bool,
-    /// It changes (cache mounts).
-    pub mutable: bool,
-    /// When it was made.
-    pub created: SystemTime,
-    /// When it was used last.
-    pub last_used: SystemTime,
-    /// How often.
-    pub usage_count: u64,
-}
-
-/// What to remove.
+/// What to remove. With one of the three limits, things go one after the other until it is kept; without, all that may go does.
 #[derive(Clone, Debug, Default)]
 pub struct PrunePolicy {
-    /// Only these kinds; empty for all.
-    pub record_types: Vec<RecordType>,
     /// Only what wasn't used for so long.
     pub keep_duration: Option<Duration>,
     /// So many bytes are left in any case.
@@ -62,6 +34,33 @@ pub struct PrunePolicy {
     pub all: bool,
 }
 
+impl PrunePolicy {
+    /// Returns down to how many bytes it removes; none: everything that may go.
+    fn goal(&self, used: u64, free: u64) -> Option<u64> {
+        if self.max_used.is_none() && self.min_free.is_none() && self.reserved == 0 {
+            return None;
+        }
+        let missing = self.min_free.unwrap_or(0).saturating_sub(free);
+        let for_free = match self.min_free {
+            Some(_) if missing > 0 => Some(used.saturating_sub(missing)),
+            // Enough is free: nothing has to go if that is all that is asked for.
+            Some(_) if self.max_used.is_none() => Some(used),
+            _ => None,
+        };
+        let goal = self.max_used.into_iter().chain(for_free).min().unwrap_or(0);
+        Some(goal.max(self.reserved))
+    }
+
+    /// Tells whether something may go, all limits aside.
+    fn takes(&self, usage: &Usage, now: SystemTime) -> bool {
+        let old_enough = |keep: Duration| now.duration_since(usage.last_used).unwrap_or_default() >= keep;
+        !usage.in_use
+            && !usage.shared
+            && (self.all || !matches!(usage.record_type, RecordType::Internal | RecordType::Frontend))
+            && self.keep_duration.is_none_or(old_enough)
+    }
+}
+
 /// What a prune removed.
 #[derive(Clone, Debug, Default)]
 pub struct Pruned {
@@ -72,154 +71,6 @@ pub struct Pruned {
 }
 
 impl Store {
-    /// Lists what takes space. Sizes that aren't known yet are found out now.
-    ///
-    /// # Errors
-    /// The database fails.
-    pub fn usage(self: &Arc<Self>) -> Result<Vec<Usage>, StoreError> {
-        self.flush_touched()?;
-        let images = self.images()?;
-        let shared: HashSet<LayerId> = images.iter().flat_map(|i| i.snapshot.layers().iter().copied()).collect();
-        let shared_blobs: HashSet<Digest> = images.iter().flat_map(|i| i.blobs.iter().copied()).collect();
-        let pinned: HashSet<LayerId> = lock(&self.pins).keys().copied().collect();
-        let pinned_blobs: HashSet<Digest> = lock(&self.blob_pins).keys().copied().collect();
-        let mut usage = Vec::new();
-        usage.extend(self.layer_usage(&shared, &pinned)?);
-        usage.extend(self.cache_mount_usage()?);
-        usage.extend(self.blob_usage(&shared, &pinned, &shared_blobs, &pinned_blobs)?);
-        Ok(usage)
-    }
-
-    fn layer_usage(&self, shared: &HashSet<LayerId>, pinned: &HashSet<LayerId>) -> Result<Vec<Usage>, StoreError> {
-        type Row = (i64, String, i64, i64, i64, Option<i64>, String, String);
-        let rows: Vec<Row> = {
-            let db = self.database();
-            let mut statement = db.prepare_cached(
-                "SELECT id, parent, created, last_used, usage_count, size, description, record_type FROM layers ORDER BY seq",
-            )?;
-            let rows = statement.query_map([], |r| {
-                Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?, r.get(4)?, r.get(5)?, r.get(6)?, r.get(7)?))
-            })?;
-            rows.collect::<Result<_, _>>()?
-        };
-        let mut measured = Vec::new();
-        let mut usage = Vec::with_capacity(rows.len());
-        for (id, parent, created, last_used, count, size, description, record_type) in rows {
-            let size = match size {
-                Some(size) => size.unsigned_abs(),
-                None => {
-                    let size = disk_usage(&self.layer_fs(LayerId(id)));
-                    measured.push((id, size));
-                    size
-                }
-            };
-            let parent = Snapshot::from_text(&parent)?.top();
-            usage.push(Usage {
-                id: format!("layer:{id}"),
-                parents: parent.map(|p| format!("layer:{}", p.0)).into_iter().collect(),
-                size,
-                description,
-                record_type: RecordType::from_name(&record_type).unwrap_or_default(),
-                in_use: pinned.contains(&LayerId(id)),
-                shared: shared.contains(&LayerId(id)),
-                mutable: false,
-                created: from_ms(created),
-                last_used: from_ms(last_used),
-                usage_count: count.unsigned_abs(),
-            });
-        }
-        if !measured.is_empty() {
-            let db = self.database();
-            let transaction = db.unchecked_transaction()?;
-            for (id, size) in measured {
-                let size = i64::try_from(size).unwrap_or(i64::MAX);
-                transaction.prepare_cached("UPDATE layers SET size = ?2 WHERE id = ?1")?.execute([id, size])?;
-            }
-            transaction.commit()?;
-        }
-        Ok(usage)
-    }
-
-    fn cache_mount_usage(&self) -> Result<Vec<Usage>, StoreError> {
-        type Row = (String, String, i64, i64, i64, Option<i64>);
-        let rows: Vec<Row> = {
-            let db = self.database();
-            let mut statement = db.prepare_cached(
-                "SELECT dir, id, created, last_used, usage_count, size FROM cache_mounts ORDER BY dir",
-            )?;
-            let rows =
-                statement.query_map([], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?, r.get(4)?, r.get(5)?)))?;
-            rows.collect::<Result<_, _>>()?
-        };
-        let mut usage = Vec::with_capacity(rows.len());
-        for (dir, id, created, last_used, count, size) in rows {
-            let in_use = self.mounts.in_use(&dir);
-            let size = match size {
-                Some(size) => size.unsigned_abs(),
-                None => {
-                    let size = disk_usage(&self.cache_dir().join(&dir));
-                    if !in_use {
-                        let known = i64::try_from(size).unwrap_or(i64::MAX);
-                        self.database()
-                            .prepare_cached("UPDATE cache_mounts SET size = ?2 WHERE dir = ?1")?
-                            .execute(params![dir, known])?;
-                    }
-                    size
-                }
-            };
-            usage.push(Usage {
-                id: format!("cache:{dir}"),
-                parents: Vec::new(),
-                size,
-                description: format!("cached mount {id}"),
-                record_type: RecordType::CacheMount,
-                in_use,
-                shared: false,
-                mutable: true,
-                created: from_ms(created),
-                last_used: from_ms(last_used),
-                usage_count: count.unsigned_abs(),
-            });
-        }
-        Ok(usage)
-    }
-
-    fn blob_usage(
-        &self,
-        shared: &HashSet<LayerId>,
-        pinned: &HashSet<LayerId>,
-        shared_blobs: &HashSet<Digest>,
-        pinned_blobs: &HashSet<Digest>,
-    ) -> Result<Vec<Usage>, StoreError> {
-        let db = self.database();
-        let mut of_layers: HashMap<Digest, Vec<i64>> = HashMap::new();
-        let mut statement = db.prepare_cached("SELECT digest, layer FROM layer_blobs")?;
-        for row in statement.query_map([], |r| Ok((Digest::from_bytes(r.get(0)?), r.get(1)?)))? {
-            let (digest, layer) = row?;
-            of_layers.entry(digest).or_default().push(layer);
-        }
-        let mut statement = db.prepare_cached("SELECT digest, size, created, last_used FROM blobs ORDER BY seq")?;
-        let rows = statement.query_map([], |r| {
-            let digest = Digest::from_bytes(r.get(0)?);
-            let layers = of_layers.get(&digest).map(Vec::as_slice).unwrap_or_default();
-            let held = |by: &HashSet<LayerId>| layers.iter().any(|l| by.contains(&LayerId(*l)));
-            Ok(Usage {
-                id: format!("blob:{digest}"),
-                parents: layers.iter().map(|l| format!("layer:{l}")).collect(),
-                size: r.get::<_, i64>(1)?.unsigned_abs(),
-                description: if layers.is_empty() { "blob".into() } else { "layer as a blob".into() },
-                record_type: RecordType::Internal,
-                in_use: pinned_blobs.contains(&digest) || held(pinned),
-                shared: shared_blobs.contains(&digest) || held(shared),
-                mutable: false,
-                created: from_ms(r.get(2)?),
-                last_used: from_ms(r.get(3)?),
-                usage_count: 1,
-            })
-        })?;
-        Ok(rows.collect::<Result<_, _>>()?)
-    }
-
     /// Removes what a policy names, least recently used first, children before parents; never what a running build or a
     /// named image holds.
     ///
@@ -240,63 +91,72 @@ impl Store {
     ) -> Result<Pruned, StoreError> {
         // On a full disk the records of what goes can't be written without it.
         self.drop_ballast();
-        let pruned = self.prune_steps(policy, accepts);
+        let pruned = self.prune_steps(policy, accepts, false);
         crate::disk::wait_for_removals(REMOVAL_WAIT);
         self.make_ballast();
         pruned
+    }
+
+    /// Returns what [`Self::prune_where`] would remove now, and removes nothing.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn plan_prune(
+        self: &Arc<Self>,
+        policy: &PrunePolicy,
+        accepts: &dyn Fn(&Usage) -> bool,
+    ) -> Result<Pruned, StoreError> {
+        self.prune_steps(policy, accepts, true)
     }
 
     fn prune_steps(
         self: &Arc<Self>,
         policy: &PrunePolicy,
         accepts: &dyn Fn(&Usage) -> bool,
+        only_plan: bool,
     ) -> Result<Pruned, StoreError> {
-        let mut usage = self.usage()?;
-        let mut used: u64 = usage.iter().map(|u| u.size).sum();
-        let free = || rustix::fs::statvfs(self.root()).map_or(u64::MAX, |s| s.f_bavail.saturating_mul(s.f_frsize));
-        let mut free_now = free();
+        let usage = self.usage()?;
+        // What named images hold is theirs, not the cache's.
+        let mut used: u64 = usage.iter().filter(|u| !u.shared).map(|u| u.size).sum();
+        let free = rustix::fs::statvfs(self.root()).map_or(u64::MAX, |s| s.f_bavail.saturating_mul(s.f_frsize));
+        let goal = policy.goal(used, free);
         let now = SystemTime::now();
-        let limited = policy.max_used.is_some() || policy.min_free.is_some();
-        let mut pruned = Pruned::default();
-        // Layers keep what they stand on: each round removes the oldest of what nothing stands on.
-        usage.sort_by_key(|u| (u.last_used, std::cmp::Reverse(u.created)));
+        let mut candidates: Vec<Option<Usage>> =
+            usage.into_iter().filter(|u| policy.takes(u, now) && accepts(u)).map(Some).collect();
+        let order = order_of(&candidates);
+        // Layers keep what they stand on: what nothing stands on any more becomes ready.
         let chains = self.layer_chains()?;
         let mut stood_on: HashMap<LayerId, usize> = HashMap::new();
         for id in chains.values().flat_map(Snapshot::layers) {
             *stood_on.entry(*id).or_default() += 1;
         }
         let layer_of = |id: &str| id.strip_prefix("layer:").and_then(|n| n.parse().ok()).map(LayerId);
-        loop {
-            let chosen = usage.iter().position(|u| {
-                let over =
-                    policy.max_used.is_some_and(|max| used > max) || policy.min_free.is_some_and(|min| free_now < min);
-                let kept_by_age =
-                    policy.keep_duration.is_some_and(|keep| now.duration_since(u.last_used).unwrap_or_default() < keep);
-                !u.in_use
-                    && !u.shared
-                    && accepts(u)
-                    && layer_of(&u.id).is_none_or(|id| !stood_on.contains_key(&id))
-                    && (policy.record_types.is_empty() || policy.record_types.contains(&u.record_type))
-                    && !kept_by_age
-                    && used.saturating_sub(u.size) >= policy.reserved.min(used)
-                    && (!limited || over)
-            });
-            let Some(chosen) = chosen else { break };
-            let gone = usage.remove(chosen);
-            if self.remove_usage(&gone.id)? {
-                for id in layer_of(&gone.id).and_then(|id| chains.get(&id)).map(Snapshot::layers).unwrap_or_default() {
-                    if let Some(count) = stood_on.get_mut(id) {
-                        *count -= 1;
-                        if *count == 0 {
-                            stood_on.remove(id);
-                        }
-                    }
-                }
-                used = used.saturating_sub(gone.size);
-                free_now = free_now.saturating_add(gone.size);
-                pruned.bytes += gone.size;
-                pruned.removed.push(gone);
+        let mut ready = BinaryHeap::new();
+        let mut waiting: HashMap<LayerId, usize> = HashMap::new();
+        for (n, candidate) in candidates.iter().enumerate() {
+            match candidate.as_ref().and_then(|u| layer_of(&u.id)) {
+                Some(id) if stood_on.contains_key(&id) => drop(waiting.insert(id, n)),
+                _ => ready.push(std::cmp::Reverse((order[n], n))),
             }
+        }
+        let mut pruned = Pruned::default();
+        while goal.is_none_or(|goal| used > goal) {
+            let Some(std::cmp::Reverse((_, n))) = ready.pop() else { break };
+            let Some(gone) = candidates[n].take() else { continue };
+            if !only_plan && !self.remove_usage(&gone.id)? {
+                continue;
+            }
+            for id in layer_of(&gone.id).and_then(|id| chains.get(&id)).map(Snapshot::layers).unwrap_or_default() {
+                let Some(count) = stood_on.get_mut(id) else { continue };
+                *count -= 1;
+                if *count == 0 {
+                    stood_on.remove(id);
+                    ready.extend(waiting.remove(id).map(|n| std::cmp::Reverse((order[n], n))));
+                }
+            }
+            used = used.saturating_sub(gone.size);
+            pruned.bytes += gone.size;
+            pruned.removed.push(gone);
         }
         Ok(pruned)
     }
@@ -375,6 +235,24 @@ impl Store {
         remove_later(&self.layers_dir().join(id.0.to_string()));
         Ok(true)
     }
+}
+
+/// Returns in which order things go: seldom and long not used ones first, both counting the same, each by its place among all.
+fn order_of(candidates: &[Option<Usage>]) -> Vec<u64> {
+    /// Places are scaled to this.
+    const SCALE: u64 = 1 << 32;
+    let places = |value: &dyn Fn(&Usage) -> u128| {
+        let values: Vec<u128> = candidates.iter().map(|u| u.as_ref().map_or(0, value)).collect();
+        let mut distinct = values.clone();
+        distinct.sort_unstable();
+        distinct.dedup();
+        let step = SCALE / (distinct.len() as u64).max(1);
+        values.iter().map(|v| distinct.partition_point(|d| d < v) as u64 * step).collect::<Vec<_>>()
+    };
+    let since = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
+    let by_time = places(&|u| since(u.last_used));
+    let by_count = places(&|u| u128::from(u.usage_count));
+    by_time.into_iter().zip(by_count).map(|(a, b)| a + b).collect()
 }
 
 /// Removes the records whose outputs need a layer, and their aliases.

@@ -1,109 +1,183 @@
 //! containerd's filters: `field==value`, `field!=value`, `field~=pattern` or `field`, joined by commas; of several filters one must match.
 
 use bud_protocol::errors::BuildError;
+use regex::{Regex, RegexBuilder};
 
 /// At most so many filters of so many characters.
 const MAX_FILTERS: usize = 100;
 const MAX_LENGTH: usize = 10_000;
+/// A pattern may take so many bytes once it is compiled.
+const MAX_PATTERN: usize = 1 << 20;
 
-/// A comparison.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A comparison. A field that is not there is compared as an empty text, but equals nothing.
+#[derive(Clone, Debug)]
 enum Test {
     Present,
     Equal(String),
     NotEqual(String),
-    /// A part of the value; `^` and `$` fix it at the ends. What filters of this API are used for needs no more.
-    Contains {
-        text: String,
-        start: bool,
-        end: bool,
-    },
+    Matches(Regex),
 }
 
 /// A filter: all comparisons hold.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Filter(Vec<(String, Test)>);
 
 /// Reads filters.
 ///
 /// # Errors
-/// One is malformed.
+/// One is malformed, or its pattern is no regular expression.
 pub fn parse(filters: &[String]) -> Result<Vec<Filter>, BuildError> {
     if filters.len() > MAX_FILTERS || filters.iter().any(|f| f.len() > MAX_LENGTH) {
         return Err(BuildError::invalid("too many filters"));
     }
-    filters.iter().filter(|f| !f.trim().is_empty()).map(|f| parse_one(f)).collect()
-}
-
-fn parse_one(text: &str) -> Result<Filter, BuildError> {
-    let bad = |why: &str| BuildError::invalid(format!("filter {text:?}: {why}"));
-    let mut tests = Vec::new();
-    let mut rest = text;
-    loop {
-        let end = rest
-            .char_indices()
-            .scan(false, |quoted, (i, c)| {
-                if c == '"' {
-                    *quoted = !*quoted;
-                }
-                Some((i, c, *quoted))
+    filters
+        .iter()
+        .map(|text| {
+            if text.is_empty() {
+                // Matches everything.
+                return Ok(Filter(Vec::new()));
+            }
+            Reader { text, at: 0 }.filter().map_err(|why| {
+                BuildError::invalid(format!(
+                    "filter {text:?}: {why}; filters are like type==exec.cachemount, description~=apt, or inuse"
+                ))
             })
-            .find(|(_, c, quoted)| !quoted && matches!(c, '=' | '!' | '~' | ','))
-            .map_or(rest.len(), |(i, ..)| i);
-        let field = rest[..end].trim();
-        if field.is_empty() {
-            return Err(bad("a field is missing"));
+        })
+        .collect()
+}
+
+struct Reader<'a> {
+    text: &'a str,
+    at: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn rest(&self) -> &'a str {
+        &self.text[self.at..]
+    }
+
+    fn skip_space(&mut self) {
+        self.at = self.text.len() - self.rest().trim_start().len();
+    }
+
+    /// Takes what consists of such characters, which may be nothing.
+    fn take(&mut self, of: impl Fn(char) -> bool) -> &'a str {
+        let rest = self.rest();
+        let end = rest.find(|c| !of(c)).unwrap_or(rest.len());
+        self.at += end;
+        &rest[..end]
+    }
+
+    fn eat(&mut self, c: char) -> bool {
+        let found = self.rest().starts_with(c);
+        if found {
+            self.at += c.len_utf8();
         }
-        rest = &rest[end..];
-        let operator = ["==", "!=", "~="].into_iter().find(|o| rest.starts_with(o));
-        let test = match operator {
-            None if rest.is_empty() || rest.starts_with(',') => Test::Present,
-            None => return Err(bad("expected ==, != or ~=")),
-            Some(operator) => {
-                let (value, after) = value(&rest[2..]).ok_or_else(|| bad("a value is not closed"))?;
-                rest = after;
-                match operator {
-                    "==" => Test::Equal(value),
-                    "!=" => Test::NotEqual(value),
-                    _ => pattern(&value),
-                }
+        found
+    }
+
+    fn filter(mut self) -> Result<Filter, String> {
+        let mut tests = Vec::new();
+        loop {
+            let field = self.fields()?;
+            tests.push((field, self.test()?));
+            self.skip_space();
+            if self.eat(',') {
+                continue;
             }
+            if self.rest().is_empty() {
+                return Ok(Filter(tests));
+            }
+            return Err(format!("unexpected {:?}", self.rest()));
+        }
+    }
+
+    /// Reads a path of fields; its parts are joined by dots.
+    fn fields(&mut self) -> Result<String, String> {
+        let mut path = String::new();
+        loop {
+            self.skip_space();
+            if self.rest().starts_with('"') {
+                path.push_str(&self.quoted('"')?);
+            } else {
+                let field = self.take(|c| c.is_ascii_alphanumeric() || c == '_');
+                if field.is_empty() {
+                    return Err("a field is missing".into());
+                }
+                path.push_str(field);
+            }
+            if !self.eat('.') {
+                return Ok(path);
+            }
+            path.push('.');
+        }
+    }
+
+    fn test(&mut self) -> Result<Test, String> {
+        self.skip_space();
+        if self.rest().is_empty() || self.rest().starts_with(',') {
+            return Ok(Test::Present);
+        }
+        let operator = self.take(|c| matches!(c, '=' | '!' | '~'));
+        if !matches!(operator, "==" | "!=" | "~=") {
+            return Err("expected ==, != or ~=".into());
+        }
+        self.skip_space();
+        let value = match self.rest().chars().next() {
+            Some('"') => self.quoted('"')?,
+            Some(quote @ ('/' | '|')) if operator == "~=" => self.quoted(quote)?,
+            _ => self.take(|c| c != ',' && !c.is_whitespace() && !c.is_control()).to_owned(),
         };
-        tests.push((field.to_owned(), test));
-        match rest.strip_prefix(',') {
-            Some(next) => rest = next,
-            None if rest.trim().is_empty() => return Ok(Filter(tests)),
-            None => return Err(bad("expected a comma")),
-        }
-    }
-}
-
-fn value(text: &str) -> Option<(String, &str)> {
-    for quote in ['"', '/', '|'] {
-        if let Some(quoted) = text.strip_prefix(quote) {
-            let mut value = String::new();
-            let mut characters = quoted.char_indices();
-            while let Some((i, c)) = characters.next() {
-                match c {
-                    '\\' if quote == '"' => value.push(characters.next()?.1),
-                    c if c == quote => return Some((value, &quoted[i + c.len_utf8()..])),
-                    c => value.push(c),
-                }
+        match operator {
+            "==" => Ok(Test::Equal(value)),
+            "!=" => Ok(Test::NotEqual(value)),
+            _ => {
+                let regex = RegexBuilder::new(&value).size_limit(MAX_PATTERN).build();
+                regex.map(Test::Matches).map_err(|e| format!("the pattern is no regular expression: {e}"))
             }
-            return None;
         }
     }
-    let end = text.find(',').unwrap_or(text.len());
-    Some((text[..end].trim().to_owned(), &text[end..]))
+
+    /// Reads what is in quotes, with Go's escapes. In alternative quotes a backslash belongs to the pattern, but before the quote.
+    fn quoted(&mut self, quote: char) -> Result<String, String> {
+        self.eat(quote);
+        let mut value = String::new();
+        let mut characters = self.rest().char_indices();
+        while let Some((at, c)) = characters.next() {
+            match c {
+                c if c == quote => {
+                    self.at += at + c.len_utf8();
+                    return Ok(value);
+                }
+                '\n' => break,
+                '\\' => match characters.next().map(|(_, c)| c) {
+                    Some(c) if c == quote => value.push(c),
+                    Some(c) if quote != '"' => value.extend(['\\', c]),
+                    Some('n') => value.push('\n'),
+                    Some('t') => value.push('\t'),
+                    Some('r') => value.push('\r'),
+                    Some('\\') => value.push('\\'),
+                    Some(kind @ ('x' | 'u' | 'U')) => {
+                        let length = match kind {
+                            'x' => 2,
+                            'u' => 4,
+                            _ => 8,
+                        };
+                        let digits: String = characters.by_ref().take(length).map(|(_, c)| c).collect();
+                        let code = u32::from_str_radix(&digits, 16).ok().filter(|_| digits.len() == length);
+                        value.push(code.and_then(char::from_u32).ok_or("a value has an unknown escape")?);
+                    }
+                    _ => return Err("a value has an unknown escape".into()),
+                },
+                c => value.push(c),
+            }
+        }
+        Err("a value is not closed".into())
+    }
 }
 
-fn pattern(text: &str) -> Test {
-    let (text, start) = text.strip_prefix('^').map_or((text, false), |t| (t, true));
-    let (text, end) = text.strip_suffix('$').map_or((text, false), |t| (t, true));
-    Test::Contains { text: text.trim_matches(|c| c == '*').replace(".*", ""), start, end }
-}
-
-/// Tells whether one of the filters matches; no filters match everything.
+/// Tells whether one of the filters matches; no filters match everything. A field that is there without a value (`inuse`) is
+/// an empty text.
 pub fn matches(filters: &[Filter], field: impl Fn(&str) -> Option<String>) -> bool {
     filters.is_empty()
         || filters.iter().any(|filter| {
@@ -112,13 +186,8 @@ pub fn matches(filters: &[Filter], field: impl Fn(&str) -> Option<String>) -> bo
                 match test {
                     Test::Present => value.is_some(),
                     Test::Equal(wanted) => value.as_ref() == Some(wanted),
-                    Test::NotEqual(wanted) => value.as_ref() != Some(wanted),
-                    Test::Contains { text, start, end } => value.is_some_and(|value| match (start, end) {
-                        (true, true) => value == *text,
-                        (true, false) => value.starts_with(text),
-                        (false, true) => value.ends_with(text),
-                        (false, false) => value.contains(text),
-                    }),
+                    Test::NotEqual(wanted) => value.unwrap_or_default() != *wanted,
+                    Test::Matches(pattern) => pattern.is_match(&value.unwrap_or_default()),
                 }
             })
         })
@@ -133,25 +202,63 @@ mod tests {
         matches(&parse(&filters).unwrap(), |name| match name {
             "id" => Some("abcdef".into()),
             "type" => Some("exec.cachemount".into()),
-            "inuse" => None,
-            "shared" => Some("true".into()),
+            "description" => Some("cached mount /root/.cache, \"quoted\"".into()),
+            "shared" => Some(String::new()),
+            "labels.org.example.a b" => Some("x".into()),
             _ => None,
         })
     }
 
     #[test]
     fn filters_are_containerds() {
-        assert!(check(&[]));
-        assert!(check(&["type==exec.cachemount"]));
-        assert!(check(&["type==\"exec.cachemount\",shared"]));
-        assert!(!check(&["type==regular"]));
-        assert!(!check(&["type==exec.cachemount,inuse"]));
-        assert!(check(&["inuse", "id~=^abc"]));
-        assert!(check(&["id~=cde"]));
-        assert!(!check(&["id~=^cde"]));
-        assert!(check(&["type!=regular"]));
-        for bad in ["==x", "a=b", "a==\"x", "a==b,"] {
-            assert!(parse(&[bad.to_owned()]).is_err(), "{bad}");
+        for yes in [
+            &[][..],
+            &[""],
+            &["type==exec.cachemount"],
+            &["type==\"exec.cachemount\",shared"],
+            &[" type == exec.cachemount , shared"],
+            &["inuse", "id~=^abc"],
+            &["id~=cde"],
+            &["id~=^a.c.+f$"],
+            &["id~=/^a[b-d]+/"],
+            &["id~=|^[xa]b|", "shared"],
+            &["description~=\"cached mount /root/\\\\.cache\""],
+            &["description~=/mount \\/root/"],
+            &["description~=\"\\x22quoted\\u0022\""],
+            &["type!=regular"],
+            &["inuse!=true"],
+            &["inuse~=^$"],
+            &["labels.\"org.example.a b\"==x"],
+        ] {
+            assert!(check(yes), "{yes:?}");
         }
+        for no in [
+            &["type==regular"][..],
+            &["type==exec.cachemount,inuse"],
+            &["id~=^cde"],
+            &["inuse=="],
+            // The field has no value.
+            &["shared==true"],
+            &["type==regular", "id~=x"],
+        ] {
+            assert!(!check(no), "{no:?}");
+        }
+        for bad in [
+            "==x",
+            "a=b",
+            "a===b",
+            "a==\"x",
+            "a==b,",
+            "a==b c",
+            "id~=(",
+            "id~=/x",
+            "a==\"\\q\"",
+            "a.",
+            "a~=(?:x{1000}){1000}",
+        ] {
+            let error = parse(&[bad.to_owned()]).unwrap_err().to_string();
+            assert!(error.contains("filter"), "{bad}: {error}");
+        }
+        assert!(parse(&vec!["a".to_owned(); 101]).is_err());
     }
 }

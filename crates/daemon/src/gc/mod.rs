@@ -1,31 +1,37 @@
 //! What uses the disk, and taking it back: on request, and by itself.
 
 pub mod filter;
+pub mod objects;
+pub mod policy;
 
 use crate::daemon::Daemon;
 use crate::progress::timestamp;
 use crate::value::{blocking, store_error};
+use bud_protocol::bud::{PlanPruneRequest, PlannedRecord};
 use bud_protocol::control::{DiskUsageRequest, PruneRequest, UsageRecord};
 use bud_protocol::errors::BuildError;
 use bud_protocol::types::GcPolicy;
-use bud_store::{PrunePolicy, RecordType, Usage};
+use bud_store::{Pruned, Store, Usage};
+use policy::Policy;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// Between two collections.
+/// Between two looks at whether to collect.
 const INTERVAL: Duration = Duration::from_secs(60);
-/// What is used within this time is kept by itself even if the cache is too large.
-const DAY: u64 = 24 * 3600;
+/// While builds run it is collected this seldom, if the disk has space.
+const WHILE_BUSY: Duration = Duration::from_secs(600);
+/// When nothing was built, only time makes things old.
+const WHILE_IDLE: Duration = Duration::from_secs(3600);
 
 fn record(usage: &Usage) -> UsageRecord {
     UsageRecord {
         id: usage.id.clone(),
         mutable: usage.mutable,
         in_use: usage.in_use,
-        size: i64::try_from(usage.size).unwrap_or(i64::MAX),
+        size: number(usage.size),
         created_at: Some(timestamp(usage.created)),
         last_used_at: Some(timestamp(usage.last_used)),
-        usage_count: i64::try_from(usage.usage_count).unwrap_or(i64::MAX),
+        usage_count: number(usage.usage_count),
         description: usage.description.clone(),
         record_type: usage.record_type.as_str().into(),
         shared: usage.shared,
@@ -34,19 +40,24 @@ fn record(usage: &Usage) -> UsageRecord {
     }
 }
 
-/// Returns a field of a record as filters name it.
-fn field(record: &UsageRecord, name: &str) -> Option<String> {
-    let flag = |is: bool| is.then(|| "true".to_owned());
+fn number(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+/// Returns a field of a record as filters name it. What is true or not is there or not, without a value.
+fn field(usage: &Usage, name: &str) -> Option<String> {
+    let flag = |is: bool| is.then(String::new);
+    let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     match name {
-        "id" => Some(record.id.clone()),
-        "type" => Some(record.record_type.clone()),
-        "description" => Some(record.description.clone()),
-        "inuse" => flag(record.in_use),
-        "mutable" => flag(record.mutable),
-        "immutable" => flag(!record.mutable),
-        "shared" => flag(record.shared),
-        "private" => flag(!record.shared),
-        "parents" | "parent" => (!record.parents.is_empty()).then(|| record.parents.join(";")),
+        "id" => given(&usage.id),
+        "type" => given(usage.record_type.as_str()),
+        "description" => given(&usage.description),
+        "inuse" => flag(usage.in_use),
+        "mutable" => flag(usage.mutable),
+        "immutable" => flag(!usage.mutable),
+        "shared" => flag(usage.shared),
+        "private" => flag(!usage.shared),
+        "parents" => given(&usage.parents.join(";")),
         _ => None,
     }
 }
@@ -59,10 +70,23 @@ pub async fn usage(daemon: &Arc<Daemon>, request: DiskUsageRequest) -> Result<Ve
     let filters = filter::parse(&request.filter)?;
     let store = Arc::clone(&daemon.store);
     let usage = blocking(move || store.usage().map_err(store_error)).await?;
-    let young = u64::try_from(request.age_limit).ok().filter(|n| *n > 0).map(Duration::from_nanos);
-    let is_young = |u: &Usage| young.is_none_or(|limit| u.last_used.elapsed().is_ok_and(|age| age <= limit));
-    let records = usage.iter().filter(|u| is_young(u)).map(record);
-    Ok(records.filter(|r| filter::matches(&filters, |name| field(r, name))).collect())
+    let limit = u64::try_from(request.age_limit).ok().filter(|n| *n > 0).map(Duration::from_nanos);
+    let is_old = |u: &Usage| limit.is_none_or(|limit| u.last_used.elapsed().is_ok_and(|age| age >= limit));
+    let wanted = usage.iter().filter(|u| is_old(u) && filter::matches(&filters, |name| field(u, name)));
+    Ok(wanted.map(record).collect())
+}
+
+/// Returns a request's policy.
+fn requested(request: PruneRequest) -> Result<Policy, BuildError> {
+    let bytes = |n: i64| u64::try_from(n).unwrap_or(0);
+    let keep = Duration::from_nanos(bytes(request.keep_duration));
+    let limits = [request.reserved_space, request.max_used_space, request.min_free_space].map(bytes);
+    Policy::new(request.filter, request.all, keep, limits)
+}
+
+fn apply(store: &Arc<Store>, policy: &Policy) -> Result<Pruned, BuildError> {
+    let accepts = |usage: &Usage| filter::matches(&policy.compiled, |name| field(usage, name));
+    store.prune_where(&policy.prune, &accepts).map_err(store_error)
 }
 
 /// Removes what the request says, and returns what was removed.
@@ -70,57 +94,59 @@ pub async fn usage(daemon: &Arc<Daemon>, request: DiskUsageRequest) -> Result<Ve
 /// # Errors
 /// A filter is bad, or the store fails.
 pub async fn prune(daemon: &Arc<Daemon>, request: PruneRequest) -> Result<Vec<UsageRecord>, BuildError> {
-    let filters = filter::parse(&request.filter)?;
-    let bytes = |n: i64| u64::try_from(n).unwrap_or(0);
-    let policy = PrunePolicy {
-        record_types: Vec::new(),
-        keep_duration: Some(bytes(request.keep_duration)).filter(|n| *n > 0).map(Duration::from_nanos),
-        reserved: bytes(request.reserved_space),
-        max_used: Some(bytes(request.max_used_space)).filter(|n| *n > 0),
-        min_free: Some(bytes(request.min_free_space)).filter(|n| *n > 0),
-        all: request.all,
-    };
+    let policy = requested(request)?;
     let store = Arc::clone(&daemon.store);
-    let pruned = blocking(move || {
-        store
-            .prune_where(&policy, &|usage| filter::matches(&filters, |name| field(&record(usage), name)))
-            .map_err(store_error)
-    })
-    .await?;
+    let pruned = blocking(move || apply(&store, &policy)).await?;
     Ok(pruned.removed.iter().map(record).collect())
 }
 
-/// Returns what is kept of the cache by itself: a tenth of the disk, at least 2 GB, unless the operator says otherwise.
-fn keep_storage(daemon: &Daemon) -> u64 {
-    daemon.settings.gc_keep_storage.unwrap_or_else(|| {
-        let total = rustix::fs::statvfs(&daemon.settings.root).map_or(0, |s| s.f_blocks.saturating_mul(s.f_frsize));
-        (total / 10).max(2 << 30)
-    })
+/// Returns what a request would remove now.
+///
+/// # Errors
+/// A filter is bad, or the store fails.
+pub async fn plan(daemon: &Arc<Daemon>, request: PlanPruneRequest) -> Result<Vec<PlannedRecord>, BuildError> {
+    let policy = requested(PruneRequest {
+        filter: request.filter,
+        all: request.all,
+        keep_duration: request.keep_duration,
+        reserved_space: request.reserved_space,
+        max_used_space: request.max_used_space,
+        min_free_space: request.min_free_space,
+    })?;
+    let store = Arc::clone(&daemon.store);
+    let planned = blocking(move || {
+        let accepts = |usage: &Usage| filter::matches(&policy.compiled, |name| field(usage, name));
+        store.plan_prune(&policy.prune, &accepts).map_err(store_error)
+    });
+    let planned = planned.await?.removed;
+    Ok(planned
+        .into_iter()
+        .map(|usage| PlannedRecord {
+            id: usage.id,
+            size: number(usage.size),
+            description: usage.description,
+            record_type: usage.record_type.as_str().into(),
+        })
+        .collect())
 }
 
 /// Returns the policies that are told to clients.
 #[must_use]
 pub fn policies(daemon: &Daemon) -> Vec<GcPolicy> {
-    if !daemon.settings.gc {
-        return Vec::new();
-    }
-    let keep = i64::try_from(keep_storage(daemon)).unwrap_or(i64::MAX);
-    let short = ["source.local", "exec.cachemount", "source.git.checkout"];
-    vec![
-        GcPolicy {
-            filters: vec![short.map(|t| format!("type=={t}")).join(",")],
-            keep_duration: 48 * 3600 * 1_000_000_000,
-            max_used_space: 512 << 20,
-            ..GcPolicy::default()
-        },
-        GcPolicy { keep_duration: 60 * 24 * 3600 * 1_000_000_000, max_used_space: keep, ..GcPolicy::default() },
-        GcPolicy { max_used_space: keep, ..GcPolicy::default() },
-        GcPolicy { all: true, max_used_space: keep, ..GcPolicy::default() },
-    ]
+    daemon.settings.gc_policies.iter().map(Policy::to_control).collect()
 }
 
-/// Collects rubbish now and then, when nothing runs: old build records always, the cache if that is wanted.
+/// Tells whether less of the disk is free than some policy wants.
+fn is_tight(daemon: &Daemon) -> bool {
+    let wanted = daemon.settings.gc_policies.iter().filter_map(|p| p.prune.min_free).max();
+    let free = || rustix::fs::statvfs(daemon.store.root()).map_or(u64::MAX, |s| s.f_bavail.saturating_mul(s.f_frsize));
+    wanted.is_some_and(|wanted| free() < wanted)
+}
+
+/// Collects rubbish now and then: old build records always, the cache by its policies. What running builds hold is never among
+/// it; they only make it rarer, so that it doesn't take the disk from them.
 pub async fn collect(daemon: Arc<Daemon>) {
+    let mut last: Option<(Instant, u64)> = None;
     loop {
         tokio::select! {
             () = tokio::time::sleep(INTERVAL) => {}
@@ -134,22 +160,21 @@ pub async fn collect(daemon: Arc<Daemon>) {
         if let Err(error) = trimmed.await {
             tracing::warn!(%error, "old build records could not be removed");
         }
-        if daemon.builds.count() > 0 || !daemon.settings.gc {
+        let finished = daemon.life.finished();
+        let wait = match last {
+            None => Duration::ZERO,
+            Some(_) if daemon.builds.count() > 0 => WHILE_BUSY,
+            Some((_, then)) if then == finished => WHILE_IDLE,
+            Some(_) => Duration::ZERO,
+        };
+        let is_time = last.is_none_or(|(at, _)| at.elapsed() >= wait);
+        if daemon.settings.gc_policies.is_empty() || !(is_time || is_tight(&daemon)) {
             continue;
         }
-        let store = Arc::clone(&daemon.store);
-        let keep = keep_storage(&daemon);
+        last = Some((Instant::now(), finished));
+        let this = Arc::clone(&daemon);
         let collected = blocking(move || {
-            let short = PrunePolicy {
-                record_types: vec![RecordType::LocalSource, RecordType::CacheMount, RecordType::GitCheckout],
-                keep_duration: Some(Duration::from_secs(2 * DAY)),
-                max_used: Some(512 << 20),
-                ..PrunePolicy::default()
-            };
-            let rest = PrunePolicy { max_used: Some(keep), ..PrunePolicy::default() };
-            let bytes =
-                store.prune(&short).map_err(store_error)?.bytes + store.prune(&rest).map_err(store_error)?.bytes;
-            Ok(bytes)
+            this.settings.gc_policies.iter().try_fold(0, |bytes, policy| Ok(bytes + apply(&this.store, policy)?.bytes))
         });
         match collected.await {
             Ok(0) => {}

@@ -24,6 +24,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .bytes(".containerd.services.content.v1.WriteContentRequest.data")
         .bytes(".moby.buildkit.v1.VertexLog.msg")
         .bytes(".bud.v1.SaveImageResponse.data")
+        .bytes(".bud.v1.ExportCacheMountResponse.data")
+        .bytes(".bud.v1.ImportCacheMountRequest.data")
         .build_transport(true)
         .compile_fds(set)?;
     Ok(())

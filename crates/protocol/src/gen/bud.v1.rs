@@ -95,6 +95,105 @@ pub struct SaveImageResponse {
     #[prost(bytes = "bytes", tag = "1")]
     pub data: ::prost::bytes::Bytes,
 }
+/// The fields of Control.Prune's request.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PlanPruneRequest {
+    #[prost(string, repeated, tag = "1")]
+    pub filter: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(bool, tag = "2")]
+    pub all: bool,
+    #[prost(int64, tag = "3")]
+    pub keep_duration: i64,
+    #[prost(int64, tag = "4")]
+    pub reserved_space: i64,
+    #[prost(int64, tag = "5")]
+    pub max_used_space: i64,
+    #[prost(int64, tag = "6")]
+    pub min_free_space: i64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PlanPruneResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub records: ::prost::alloc::vec::Vec<PlannedRecord>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PlannedRecord {
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(int64, tag = "2")]
+    pub size: i64,
+    #[prost(string, tag = "3")]
+    pub description: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub record_type: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListCacheMountsRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListCacheMountsResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub mounts: ::prost::alloc::vec::Vec<CacheMount>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CacheMount {
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(int64, tag = "2")]
+    pub size: i64,
+    #[prost(int64, tag = "3")]
+    pub created_unix: i64,
+    #[prost(int64, tag = "4")]
+    pub last_used_unix: i64,
+    #[prost(int64, tag = "5")]
+    pub usage_count: i64,
+    /// More than one: a private mount that steps used at the same time.
+    #[prost(uint32, tag = "6")]
+    pub directories: u32,
+    #[prost(bool, tag = "7")]
+    pub in_use: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RemoveCacheMountRequest {
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RemoveCacheMountResponse {
+    #[prost(int64, tag = "1")]
+    pub bytes: i64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExportCacheMountRequest {
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExportCacheMountResponse {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub data: ::prost::bytes::Bytes,
+}
+/// The first message has the ID; the last one says `done`: without it the tar is taken for cut off.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ImportCacheMountRequest {
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub data: ::prost::bytes::Bytes,
+    #[prost(bool, tag = "3")]
+    pub done: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ImportCacheMountResponse {
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(int64, tag = "2")]
+    pub entries: i64,
+    #[prost(int64, tag = "3")]
+    pub bytes: i64,
+    /// Device nodes that were left out.
+    #[prost(int64, tag = "4")]
+    pub skipped: i64,
+}
 /// Generated client implementations.
 pub mod bud_client {
     #![allow(
@@ -289,6 +388,129 @@ pub mod bud_client {
             req.extensions_mut().insert(GrpcMethod::new("bud.v1.Bud", "SaveImage"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// What Control.Prune would remove with these limits.
+        pub async fn plan_prune(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PlanPruneRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PlanPruneResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/bud.v1.Bud/PlanPrune");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("bud.v1.Bud", "PlanPrune"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Cache mounts as objects. Each of these is refused while a step uses the mount; steps that want it wait meanwhile.
+        pub async fn list_cache_mounts(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListCacheMountsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListCacheMountsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/bud.v1.Bud/ListCacheMounts",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("bud.v1.Bud", "ListCacheMounts"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn remove_cache_mount(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RemoveCacheMountRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RemoveCacheMountResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/bud.v1.Bud/RemoveCacheMount",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("bud.v1.Bud", "RemoveCacheMount"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Streams the mount as a tar; it is whole when the call ends without an error.
+        pub async fn export_cache_mount(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ExportCacheMountRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ExportCacheMountResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/bud.v1.Bud/ExportCacheMount",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("bud.v1.Bud", "ExportCacheMount"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Replaces what the mount holds by what a tar (compressed or not) holds, all of it or nothing.
+        pub async fn import_cache_mount(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<
+                Message = super::ImportCacheMountRequest,
+            >,
+        ) -> std::result::Result<
+            tonic::Response<super::ImportCacheMountResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/bud.v1.Bud/ImportCacheMount",
+            );
+            let mut req = request.into_streaming_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("bud.v1.Bud", "ImportCacheMount"));
+            self.inner.client_streaming(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -340,6 +562,54 @@ pub mod bud_server {
             &self,
             request: tonic::Request<super::SaveImageRequest>,
         ) -> std::result::Result<tonic::Response<Self::SaveImageStream>, tonic::Status>;
+        /// What Control.Prune would remove with these limits.
+        async fn plan_prune(
+            &self,
+            request: tonic::Request<super::PlanPruneRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PlanPruneResponse>,
+            tonic::Status,
+        >;
+        /// Cache mounts as objects. Each of these is refused while a step uses the mount; steps that want it wait meanwhile.
+        async fn list_cache_mounts(
+            &self,
+            request: tonic::Request<super::ListCacheMountsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListCacheMountsResponse>,
+            tonic::Status,
+        >;
+        async fn remove_cache_mount(
+            &self,
+            request: tonic::Request<super::RemoveCacheMountRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RemoveCacheMountResponse>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the ExportCacheMount method.
+        type ExportCacheMountStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<
+                    super::ExportCacheMountResponse,
+                    tonic::Status,
+                >,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Streams the mount as a tar; it is whole when the call ends without an error.
+        async fn export_cache_mount(
+            &self,
+            request: tonic::Request<super::ExportCacheMountRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::ExportCacheMountStream>,
+            tonic::Status,
+        >;
+        /// Replaces what the mount holds by what a tar (compressed or not) holds, all of it or nothing.
+        async fn import_cache_mount(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::ImportCacheMountRequest>>,
+        ) -> std::result::Result<
+            tonic::Response<super::ImportCacheMountResponse>,
+            tonic::Status,
+        >;
     }
     #[derive(Debug)]
     pub struct BudServer<T> {
@@ -631,6 +901,234 @@ pub mod bud_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/bud.v1.Bud/PlanPrune" => {
+                    #[allow(non_camel_case_types)]
+                    struct PlanPruneSvc<T: Bud>(pub Arc<T>);
+                    impl<T: Bud> tonic::server::UnaryService<super::PlanPruneRequest>
+                    for PlanPruneSvc<T> {
+                        type Response = super::PlanPruneResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PlanPruneRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Bud>::plan_prune(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PlanPruneSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/bud.v1.Bud/ListCacheMounts" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListCacheMountsSvc<T: Bud>(pub Arc<T>);
+                    impl<
+                        T: Bud,
+                    > tonic::server::UnaryService<super::ListCacheMountsRequest>
+                    for ListCacheMountsSvc<T> {
+                        type Response = super::ListCacheMountsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListCacheMountsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Bud>::list_cache_mounts(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListCacheMountsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/bud.v1.Bud/RemoveCacheMount" => {
+                    #[allow(non_camel_case_types)]
+                    struct RemoveCacheMountSvc<T: Bud>(pub Arc<T>);
+                    impl<
+                        T: Bud,
+                    > tonic::server::UnaryService<super::RemoveCacheMountRequest>
+                    for RemoveCacheMountSvc<T> {
+                        type Response = super::RemoveCacheMountResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RemoveCacheMountRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Bud>::remove_cache_mount(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RemoveCacheMountSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/bud.v1.Bud/ExportCacheMount" => {
+                    #[allow(non_camel_case_types)]
+                    struct ExportCacheMountSvc<T: Bud>(pub Arc<T>);
+                    impl<
+                        T: Bud,
+                    > tonic::server::ServerStreamingService<
+                        super::ExportCacheMountRequest,
+                    > for ExportCacheMountSvc<T> {
+                        type Response = super::ExportCacheMountResponse;
+                        type ResponseStream = T::ExportCacheMountStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ExportCacheMountRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Bud>::export_cache_mount(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ExportCacheMountSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/bud.v1.Bud/ImportCacheMount" => {
+                    #[allow(non_camel_case_types)]
+                    struct ImportCacheMountSvc<T: Bud>(pub Arc<T>);
+                    impl<
+                        T: Bud,
+                    > tonic::server::ClientStreamingService<
+                        super::ImportCacheMountRequest,
+                    > for ImportCacheMountSvc<T> {
+                        type Response = super::ImportCacheMountResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                tonic::Streaming<super::ImportCacheMountRequest>,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Bud>::import_cache_mount(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ImportCacheMountSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.client_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

@@ -41,6 +41,8 @@ pub(crate) struct Extract<'a> {
     root: UnionDir,
     /// Whiteouts delete, as in a layer; else they are files like any other.
     whiteouts: bool,
+    /// The root gets the looks that the archive says.
+    root_looks: bool,
     /// All that is made gets this owner.
     owner: Option<Owner>,
     done: Extracted,
@@ -82,6 +84,7 @@ impl<'a> Extract<'a> {
             observer,
             root,
             whiteouts,
+            root_looks: whiteouts,
             owner,
             done: Extracted::default(),
             next_space_check: 0,
@@ -89,6 +92,12 @@ impl<'a> Extract<'a> {
             times: HashMap::new(),
             buffer: vec![0; 256 << 10],
         }
+    }
+
+    /// Gives the root the looks that the archive says, as a layer does.
+    pub(crate) fn with_root(mut self) -> Self {
+        self.root_looks = true;
+        self
     }
 
     /// Makes all entries; the last of a path wins.
@@ -180,7 +189,7 @@ impl<'a> Extract<'a> {
 
     fn root_looks(&mut self, header: &Header) -> Result<(), LayerError> {
         // An archive that is extracted into a directory doesn't change that directory's looks.
-        if self.whiteouts {
+        if self.root_looks {
             let fd = self.root.upper_fd().map_err(|e| FileOpError::io("open", b"/", e))?.clone();
             self.looks(&fd, b"", header)?;
             self.done.has_root = true;

@@ -10,8 +10,8 @@ mod write;
 pub use apply::apply;
 pub(crate) use extract::Extract;
 pub(crate) use settle::settle;
-pub(crate) use write::same_bytes;
 pub use write::write_tar;
+pub(crate) use write::{CAPABILITY, capability, same_bytes};
 
 use crate::StoreError;
 use crate::fileop::FileOpError;

@@ -17,7 +17,8 @@ use std::collections::{HashMap, HashSet};
 use std::io::{Read, Write};
 use std::sync::Arc;
 
-const CAPABILITY: &str = "security.capability";
+/// The one extended attribute that layers carry.
+pub(crate) const CAPABILITY: &str = "security.capability";
 
 /// Writes the topmost image layer of a snapshot as a reproducible tar. The scratch snapshot makes an empty one.
 ///
@@ -322,7 +323,8 @@ fn name_of<'a>(name: &'a Name<'_>) -> &'a [u8] {
     }
 }
 
-fn capability(fd: &OwnedFd) -> Result<Option<Vec<u8>>, Errno> {
+/// Reads it of a file.
+pub(crate) fn capability(fd: &OwnedFd) -> Result<Option<Vec<u8>>, Errno> {
     match xattr_value(fd, CAPABILITY) {
         Ok(value) => Ok(Some(value)),
         Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
