@@ -139,8 +139,10 @@ impl std::str::FromStr for Platform {
 const COMPONENT_PATTERN: &str = "^[A-Za-z0-9_.-]+$";
 const OS_PATTERN: &str = r"^([A-Za-z0-9_-]+)(?:\(([A-Za-z0-9_.%-]*)((?:\+[A-Za-z0-9_.%-]+)*)\))?$";
 
+/// As [`COMPONENT_PATTERN`], but without names that mean a directory.
 fn is_component(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
+    !matches!(text, "" | "." | "..")
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
 }
 
 /// Splits `os(version+feature+feature)`.
@@ -274,9 +276,19 @@ mod tests {
 
     #[test]
     fn what_is_no_platform_is_refused() {
-        for text in
-            ["", "linux/", "linux/../../x", "a/b/c/d", "*", "nonsense", "linux/amd64/v1/x/y", "linux(", "linux(%zz)/x"]
-        {
+        for text in [
+            "",
+            "linux/",
+            "linux/../../x",
+            "linux/.",
+            "linux/amd64/..",
+            "a/b/c/d",
+            "*",
+            "nonsense",
+            "linux/amd64/v1/x/y",
+            "linux(",
+            "linux(%zz)/x",
+        ] {
             assert!(Platform::parse(text).is_err(), "{text}");
         }
         let error = Platform::parse("linux/").unwrap_err().to_string();

@@ -90,6 +90,10 @@ pub fn check(text: &[u8], options: &CheckOptions) -> Report {
     }
     let mut diagnostics = rules::all(&report.text, options);
     for diagnostic in &mut diagnostics {
+        // Flags end at bytes that are white space in Latin 1, as in the reference, also inside of a character.
+        if let Some(span) = &mut diagnostic.span {
+            *span = report.text.floor_char_boundary(span.start)..report.text.ceil_char_boundary(span.end);
+        }
         diagnostic.line = diagnostic
             .span
             .as_ref()
@@ -145,6 +149,13 @@ mod tests {
         assert_eq!(found.len(), 4, "{found:?}");
         assert_eq!(underlined(text), ["RNU", "--form", "chache", "A"]);
         assert!(found[0].starts_with("2:Error unknown instruction: RNU"));
+    }
+
+    #[test]
+    fn a_flag_that_ends_inside_of_a_character_can_be_shown() {
+        let report = check("FROM a\nCOPY --fr.\u{420}/x=b /b /c\n".as_bytes(), &CheckOptions::default());
+        assert!(report.has_errors());
+        assert!(report.render(false).contains("--fr.\u{420}"));
     }
 
     #[test]
