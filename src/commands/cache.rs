@@ -196,6 +196,12 @@ async fn import(args: CacheImportArgs) -> Result<ExitCode> {
         read?;
     }
     let done = answer.map_err(told)?.into_inner();
+    if done.lost_owners > 0 {
+        terminal::note(&format!(
+            "note: {} entries belong to other users in the tar; only your own ID is mapped here, so they belong to root in the mount",
+            done.lost_owners
+        ));
+    }
     let left_out = if done.skipped > 0 { format!(", {} device nodes left out", done.skipped) } else { String::new() };
     terminal::print(&format!(
         "{}: {} entries, {}{left_out}\n",

@@ -89,8 +89,16 @@ fn builds_lose_nothing_to_prunes() {
                             ),
                             ("ctx", &format!("context {worker} {round}\n")),
                         ]);
-                        let tree = home.tree(&[], &context);
-                        assert_eq!(read(tree.join("all")), format!("{round}\n{worker}\ncontext {worker} {round}\n"));
+                        match worker {
+                            // Blobs are made, kept and read back whole as well.
+                            0 => assert!(home.image(&[], &context).layers() > 1),
+                            1 => drop(home.build(&["-t", &format!("round{round}")], &context).ok()),
+                            _ => {
+                                let tree = home.tree(&[], &context);
+                                let all = format!("{round}\n{worker}\ncontext {worker} {round}\n");
+                                assert_eq!(read(tree.join("all")), all);
+                            }
+                        }
                     }
                 })
             })
@@ -102,6 +110,11 @@ fn builds_lose_nothing_to_prunes() {
         }
     });
     assert!(prunes.load(Ordering::Relaxed) >= 3, "{prunes:?} prunes");
+    // Images that were named meanwhile are whole.
+    for round in 0..4 {
+        let from = home.dockerfile(&format!("FROM round{round}\nRUN cat /all > /again\n"));
+        assert_eq!(read(home.tree(&[], &from).join("again")), format!("{round}\n1\ncontext 1 {round}\n"));
+    }
 }
 
 #[test]

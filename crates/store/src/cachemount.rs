@@ -8,6 +8,7 @@ use crate::{Observer, StoreError};
 use bud_image::Digest;
 use rusqlite::params;
 use std::collections::HashMap;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, SystemTime};
@@ -175,7 +176,12 @@ impl Store {
         let mut mount = CacheMount { store: Arc::clone(self), dir, fresh: false };
         let path = mount.path();
         match std::fs::create_dir(&path) {
-            Ok(()) => mount.fresh = true,
+            Ok(()) => {
+                mount.fresh = true;
+                // As the reference has it: steps of any user may look in. Only we get to the directory above.
+                std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))
+                    .map_err(StoreError::io("set the mode of", &path))?;
+            }
             Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
             Err(e) => return Err(StoreError::Io { what: "create", path, source: e }),
         }

@@ -5,7 +5,7 @@ use crate::fileop::FileOpError;
 use crate::layer::{Applied, CAPABILITY, Extract, LayerError, capability};
 use crate::scan::{Kind, Node, look, names_of, open_subdir};
 use crate::snapshot::Snapshot;
-use crate::store::Store;
+use crate::store::{Store, lock};
 use crate::union::Union;
 use crate::{Observer, StoreError};
 use bud_image::Digest;
@@ -16,6 +16,15 @@ use rustix::io::Errno;
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::sync::Arc;
+
+/// What an import made.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Imported {
+    /// Entries and bytes.
+    pub done: Applied,
+    /// Entries whose owner this machine can't give them.
+    pub lost_owners: u64,
+}
 
 impl CacheMount {
     /// Writes all that is in the directory as a tar, with owners, modes, times, links; its own looks are the first entry. What
@@ -166,7 +175,7 @@ impl Store {
         id: &str,
         tar: impl Read + Send,
         observer: &dyn Observer,
-    ) -> Result<Applied, LayerError> {
+    ) -> Result<Imported, LayerError> {
         let dir = format!("{}-0", Digest::of(id).hex());
         let mount = self.hold_directory(id, dir.clone())?;
         let draft = self.draft(&Snapshot::scratch())?;
@@ -191,6 +200,9 @@ impl Store {
         }
         self.note_cache_mount(id, &dir)?;
         drop(mount);
-        Ok(Applied { entries: done.entries, bytes: done.bytes, skipped_devices: done.skipped_devices })
+        Ok(Imported {
+            done: Applied { entries: done.entries, bytes: done.bytes, skipped_devices: done.skipped_devices },
+            lost_owners: lock(&draft.notes).owners.len() as u64,
+        })
     }
 }

@@ -7,7 +7,7 @@
 
 pub mod blob;
 pub mod cachemount;
-mod cachetar;
+pub mod cachetar;
 pub mod content;
 pub mod context;
 mod disk;

@@ -227,11 +227,13 @@ pub async fn import(
         }
     };
     let (worked, ()) = tokio::join!(work, feed);
-    let (id, done) = worked?;
+    let (id, imported) = worked?;
+    let done = imported.done;
     Ok(ImportCacheMountResponse {
         id,
         entries: super::number(done.entries),
         bytes: super::number(done.bytes),
         skipped: super::number(done.skipped_devices),
+        lost_owners: super::number(imported.lost_owners),
     })
 }

@@ -8,7 +8,7 @@ use bud_image::{Descriptor, Digest, ImageConfig, ImageRef, Manifest, Platform};
 use bud_oci::registry::{MAX_DOCUMENT, ManifestDocument, RegistryError, Repository};
 use bud_protocol::control::VertexWarning;
 use bud_protocol::errors::BuildError;
-use bud_store::{LayerId, Snapshot, Store};
+use bud_store::{LayerId, RecordType, Snapshot, Store};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -52,6 +52,8 @@ pub struct ImageSource {
     pub layer_limit: Option<usize>,
     /// Its platform; none: the worker's.
     pub platform: Option<Platform>,
+    /// What its layers are listed as: images that only help to build (`internal`, `frontend`) outlive a plain prune.
+    pub record_type: RecordType,
 }
 
 /// An image as it was resolved.
@@ -95,6 +97,7 @@ impl ImageSource {
             mode: ResolveMode::parse(attr("image.resolvemode"))?,
             layer_limit,
             platform: platform.cloned(),
+            record_type: RecordType::from_name(attr("image.recordtype")).unwrap_or_default(),
         })
     }
 
@@ -168,7 +171,8 @@ impl ImageSource {
         let config: ImageConfig = serde_json::from_str(&known.config)
             .map_err(|e| BuildError::other(format!("{name}: the image's config can't be read: {e}")))?;
         drop(resolving);
-        pull::layers(&Origin::Registry(repository), &name, &manifest, &config, self.layer_limit, cx).await
+        let origin = Origin::Registry(repository);
+        pull::layers(&origin, (&name, self.record_type), &manifest, &config, self.layer_limit, cx).await
     }
 
     async fn own_layers(&self, layers: &str, cx: &SourceCx) -> Result<Value, BuildError> {

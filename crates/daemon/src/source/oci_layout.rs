@@ -9,6 +9,7 @@ use bud_image::{Descriptor, Digest, Platform};
 use bud_oci::registry::{DocumentError, Image, ManifestDocument, choose_platform};
 use bud_protocol::errors::BuildError;
 use bud_session::Session;
+use bud_store::RecordType;
 use std::collections::BTreeMap;
 
 /// An image in a client's OCI layout, read through the session's content service (store id `oci:<store>`).
@@ -80,7 +81,8 @@ impl OciLayoutSource {
     pub async fn fetch(&self, _pin: &Pin, cx: &SourceCx) -> Result<Value, BuildError> {
         let (session, image) = self.image(cx).await?;
         let origin = Origin::Layout { session, store: self.store_id() };
-        pull::layers(&origin, &self.reference, &image.manifest, &image.config, self.layer_limit, cx).await
+        let name = (self.reference.as_str(), RecordType::default());
+        pull::layers(&origin, name, &image.manifest, &image.config, self.layer_limit, cx).await
     }
 
     fn store_id(&self) -> String {

@@ -114,7 +114,7 @@ struct Unpacked {
 /// A blob can't be had, is not what its digest or the config says, or can't be unpacked.
 pub async fn layers(
     origin: &Origin,
-    name: &str,
+    (name, record_type): (&str, RecordType),
     manifest: &Manifest,
     config: &ImageConfig,
     limit: Option<usize>,
@@ -163,7 +163,7 @@ pub async fn layers(
         (snapshot, pin) = blocking(move || {
             let mut draft = unpacked.draft;
             draft.set_parent(&below).map_err(store_error)?;
-            let info = Info { description: description.clone(), record_type: RecordType::Regular };
+            let info = Info { description: description.clone(), record_type };
             let (snapshot, pin) = draft.commit(&info).map_err(store_error)?;
             if let Some(top) = snapshot.top() {
                 remember_blob(&store, top, &wanted, diff_id)?;

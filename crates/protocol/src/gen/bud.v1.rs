@@ -190,9 +190,11 @@ pub struct ImportCacheMountResponse {
     pub entries: i64,
     #[prost(int64, tag = "3")]
     pub bytes: i64,
-    /// Device nodes that were left out.
+    /// Device nodes that were left out; entries whose owners are not mapped on this machine.
     #[prost(int64, tag = "4")]
     pub skipped: i64,
+    #[prost(int64, tag = "5")]
+    pub lost_owners: i64,
 }
 /// Generated client implementations.
 pub mod bud_client {
