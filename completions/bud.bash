@@ -28,6 +28,9 @@ _bud() {
             bud,daemon)
                 cmd="bud__subcmd__daemon"
                 ;;
+            bud,doctor)
+                cmd="bud__subcmd__doctor"
+                ;;
             bud,du)
                 cmd="bud__subcmd__du"
                 ;;
@@ -77,7 +80,7 @@ _bud() {
 
     case "${cmd}" in
         bud)
-            opts="-t -f -o -q -h -V --tag --file --target --build-arg --build-context --platform --label --output --load --push --iidfile --metadata-file --no-cache --no-cache-filter --pull --cache-from --cache-to --secret --ssh --network --add-host --shm-size --ulimit --allow --progress --quiet --buildkit-addr --tlscacert --tlscert --tlskey --tlsservername --userns --clientside-frontend --provenance --sbom --help --version build images ls rmi du prune cache daemon completions"
+            opts="-t -f -o -q -h -V --tag --file --target --build-arg --build-context --platform --label --output --load --push --iidfile --metadata-file --no-cache --no-cache-filter --pull --cache-from --cache-to --secret --ssh --network --add-host --shm-size --ulimit --allow --progress --quiet --buildkit-addr --tlscacert --tlscert --tlskey --tlsservername --userns --clientside-frontend --provenance --sbom --help --version build images ls rmi du prune cache daemon doctor completions"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1210,6 +1213,31 @@ _bud() {
                     ;;
                 --tlsservername)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        bud__subcmd__doctor)
+            opts="-h --json --root --userns --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --root)
+                    COMPREPLY=()
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o plusdirs
+                    fi
+                    return 0
+                    ;;
+                --userns)
+                    COMPREPLY=($(compgen -W "auto subids single root" -- "${cur}"))
                     return 0
                     ;;
                 *)

@@ -82,6 +82,7 @@ complete -c bud -n "__fish_bud_needs_command" -a "du" -d 'Show what the build ca
 complete -c bud -n "__fish_bud_needs_command" -a "prune" -d 'Remove build cache that is not in use'
 complete -c bud -n "__fish_bud_needs_command" -a "cache" -d 'List, remove, export and import the cache mounts of RUN steps'
 complete -c bud -n "__fish_bud_needs_command" -a "daemon" -d 'Run the daemon in the foreground, or start, stop and look at the one in the background'
+complete -c bud -n "__fish_bud_needs_command" -a "doctor" -d 'Check whether this machine can build, by trying, and say what mends it'
 complete -c bud -n "__fish_bud_needs_command" -a "completions" -d 'Write the shell completions into a folder'
 complete -c bud -n "__fish_bud_using_subcommand build" -s t -l tag -d 'Name for the image, as name:tag (repeatable)' -r
 complete -c bud -n "__fish_bud_using_subcommand build" -s f -l file -d 'The Dockerfile; `-` reads it from stdin [default: PATH/Dockerfile]' -r -F
@@ -285,4 +286,11 @@ complete -c bud -n "__fish_bud_using_subcommand daemon; and __fish_seen_subcomma
 complete -c bud -n "__fish_bud_using_subcommand daemon; and __fish_seen_subcommand_from logs" -s n -l tail -d 'How many of the last lines' -r
 complete -c bud -n "__fish_bud_using_subcommand daemon; and __fish_seen_subcommand_from logs" -s f -l follow -d 'Go on as it grows'
 complete -c bud -n "__fish_bud_using_subcommand daemon; and __fish_seen_subcommand_from logs" -s h -l help -d 'Print help'
+complete -c bud -n "__fish_bud_using_subcommand doctor" -l root -d 'Directory of the state that is looked at [default: $XDG_DATA_HOME/bud]' -r -f -a "(__fish_complete_directories)"
+complete -c bud -n "__fish_bud_using_subcommand doctor" -l userns -d 'Which user IDs there shall be inside builds: auto, subids, single or root' -r -f -a "auto\t'The best that this machine allows'
+subids\t'The own ID and sub-IDs'
+single\t'The own ID alone'
+root\t'Real root, no user namespace'"
+complete -c bud -n "__fish_bud_using_subcommand doctor" -l json -d 'Print JSON'
+complete -c bud -n "__fish_bud_using_subcommand doctor" -s h -l help -d 'Print help'
 complete -c bud -n "__fish_bud_using_subcommand completions" -s h -l help -d 'Print help'

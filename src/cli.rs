@@ -59,6 +59,8 @@ pub enum Command {
     Cache(manage::CacheCommand),
     /// Run the daemon in the foreground, or start, stop and look at the one in the background
     Daemon(Box<daemon::DaemonArgs>),
+    /// Check whether this machine can build, by trying, and say what mends it
+    Doctor(manage::DoctorArgs),
     /// Write the shell completions into a folder
     #[command(hide = true)]
     Completions(manage::CompletionsArgs),

@@ -33,6 +33,7 @@ pub fn main() -> ExitCode {
         Some(Command::Prune(args)) => block_on(space::prune(args)),
         Some(Command::Cache(command)) => block_on(cache::run(command)),
         Some(Command::Daemon(args)) => daemon::run(*args),
+        Some(Command::Doctor(args)) => crate::doctor::run(&args),
         Some(Command::Completions(args)) => completions::write(&args.folder).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {
@@ -51,7 +52,8 @@ fn block_on(command: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode>
     result
 }
 
-fn runtime() -> Result<tokio::runtime::Runtime> {
+/// Makes an event loop on this thread.
+pub(crate) fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the event loop")
 }
 

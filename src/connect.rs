@@ -243,7 +243,14 @@ async fn own(around: &Surroundings, start: &Start) -> Result<Connection> {
         }
         spawn::remove_stale(&socket)?;
         places::check_socket_dir(&around.socket_dir(), around.uid)?;
-        let outcome = spawn::spawn(&socket, &root, how, until).await;
+        let outcome = match spawn::spawn(&socket, &root, how, until).await {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                let text = format!("{error:#}");
+                let verdict = crate::doctor::verdict(&root, how.userns, &text).await;
+                Err(anyhow::anyhow!("{text}{verdict}"))
+            }
+        };
         // It listens before it says so; and one that another client's daemon kept out finds that one listening.
         let found = match running(around, &socket, &root, until).await {
             Ok(Some(found)) => Ok(found),

@@ -7,6 +7,7 @@
 pub mod cli;
 mod commands;
 pub mod connect;
+mod doctor;
 mod failure;
 mod output;
 pub mod progress;

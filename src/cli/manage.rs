@@ -170,3 +170,25 @@ pub struct CompletionsArgs {
     #[arg(value_name = "FOLDER")]
     pub folder: PathBuf,
 }
+
+/// `bud doctor`.
+#[derive(Debug, Clone, Args)]
+pub struct DoctorArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Directory of the state that is looked at [default: $XDG_DATA_HOME/bud]
+    #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
+    pub root: Option<std::path::PathBuf>,
+    /// Which user IDs there shall be inside builds: auto, subids, single or root
+    #[arg(
+        long,
+        value_name = "MODE",
+        env = "BUD_USERNS",
+        hide_env_values = true,
+        default_value = "auto",
+        hide_default_value = true,
+        hide_possible_values = true
+    )]
+    pub userns: super::daemon::Userns,
+}

@@ -216,6 +216,7 @@ impl Home {
             .env("LANG", "C.UTF-8")
             .env("XDG_RUNTIME_DIR", self.runtime_dir())
             .env("BUD_LOAD", "never")
+            .env("BUD_DOCTOR_RESOLVER", "127.0.0.1")
             .current_dir(self.dir.join("home"))
             .uid(self.user.uid)
             .gid(self.user.gid)

@@ -15,6 +15,7 @@ mod compare;
 mod daemon_life;
 mod dockerfile;
 mod gc;
+mod doctor;
 mod hostile_clients;
 mod images;
 mod recorded_buildkitd;

@@ -15,6 +15,7 @@ mod spec;
 mod sys;
 
 pub mod overlay;
+pub mod probe;
 pub mod server;
 pub mod userns;
 

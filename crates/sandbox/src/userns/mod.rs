@@ -8,6 +8,10 @@
 mod facts;
 mod idmap;
 mod remedy;
+mod survey;
+
+pub use remedy::{Distribution, Lack, WANTED};
+pub use survey::{Survey, survey};
 
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;

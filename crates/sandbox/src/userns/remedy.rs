@@ -4,22 +4,37 @@ use super::facts::{Facts, Forbidden, Tool};
 use super::idmap;
 
 /// How many IDs beside the own one images may use.
-pub(super) const WANTED: u64 = 65_536;
+pub const WANTED: u64 = 65_536;
 
 /// A family of distributions that installs and configures alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Distribution {
+pub enum Distribution {
+    /// Debian, Ubuntu and what is made of them.
     Debian,
+    /// Fedora, RHEL and its rebuilds.
     Fedora,
+    /// Arch.
     Arch,
+    /// Alpine.
     Alpine,
+    /// openSUSE and SLE.
     Suse,
+    /// Another one.
     Unknown,
+}
+
+/// Something that this machine lacks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lack {
+    /// What it is.
+    pub what: String,
+    /// What to type or do.
+    pub fix: String,
 }
 
 impl Distribution {
     /// Reads `os-release(5)`.
-    pub(super) fn of(os_release: &str) -> Distribution {
+    pub fn of(os_release: &str) -> Distribution {
         let value = |key: &str| {
             let line = os_release.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
             line.unwrap_or_default().trim_matches(['"', '\'']).to_owned()
@@ -64,30 +79,34 @@ const CONSEQUENCE: &str = "only your own user ID is there inside builds, so step
 
 /// Says why sub-IDs can't be used, one line for each thing that is missing. Empty: they can.
 pub(super) fn missing_subids(facts: &Facts) -> Vec<String> {
+    lacks(facts).iter().map(|Lack { what, fix }| format!("{what}: {CONSEQUENCE}. To mend it: {fix}")).collect()
+}
+
+/// Says what sub-IDs lack, each with what mends it.
+pub(super) fn lacks(facts: &Facts) -> Vec<Lack> {
     let mut notices = Vec::new();
     for (name, tool) in [("newuidmap", &facts.newuidmap), ("newgidmap", &facts.newgidmap)] {
         match tool {
             Tool::Usable(_) => {}
             Tool::Missing => {
-                notices.push(format!(
-                    "newuidmap and newgidmap are not installed: {CONSEQUENCE}. To mend it: {}",
-                    facts.distribution.install()
-                ));
+                notices.push(Lack {
+                    what: "newuidmap and newgidmap are not installed".into(),
+                    fix: facts.distribution.install().into(),
+                });
                 break;
             }
             Tool::Powerless(path, why) if why.contains("no_new_privs") => {
-                notices.push(format!(
-                    "{} {why}: {CONSEQUENCE}. To mend it: start the daemon from a normal login shell",
-                    path.display()
-                ));
+                notices.push(Lack {
+                    what: format!("{} {why}", path.display()),
+                    fix: "start the daemon from a normal login shell".into(),
+                });
                 break;
             }
             Tool::Powerless(path, why) => {
-                notices.push(format!(
-                    "{name} can't be used ({} {why}): {CONSEQUENCE}. To mend it: {}",
-                    path.display(),
-                    facts.distribution.reinstall()
-                ));
+                notices.push(Lack {
+                    what: format!("{name} can't be used ({} {why})", path.display()),
+                    fix: facts.distribution.reinstall().into(),
+                });
             }
         }
     }
@@ -102,7 +121,7 @@ pub(super) fn missing_subids(facts: &Facts) -> Vec<String> {
             0 => format!("{files} give no IDs to {}", facts.user.shown()),
             few => format!("{files} give only {few} of the 65536 IDs that images use to {}", facts.user.shown()),
         };
-        notices.push(format!("{has}: {CONSEQUENCE}. To mend it: {}", add_subids(facts, uids < WANTED, gids < WANTED)));
+        notices.push(Lack { what: has, fix: add_subids(facts, uids < WANTED, gids < WANTED) });
     }
     notices
 }
@@ -136,18 +155,35 @@ fn add_subids(facts: &Facts, uids: bool, gids: bool) -> String {
 
 /// Says what forbids user namespaces and how to allow them.
 pub(super) fn forbidden(what: Forbidden, program: &str) -> String {
+    let Lack { what: text, fix } = forbids(what, program);
+    let for_whom = if what == Forbidden::AppArmor { " for this program alone" } else { "" };
+    format!("{text}. To allow them{for_whom}: {fix}")
+}
+
+/// The same in two parts.
+pub(super) fn forbids(what: Forbidden, program: &str) -> Lack {
+    let setting = |text: &str, setting: &str| Lack {
+        what: text.into(),
+        fix: format!("echo {setting} | sudo tee /etc/sysctl.d/99-userns.conf && sudo sysctl --system"),
+    };
     match what {
-        Forbidden::MaxUserNamespaces => "user namespaces are switched off on this machine (user.max_user_namespaces is 0). To allow them: \
-             echo user.max_user_namespaces=15000 | sudo tee /etc/sysctl.d/99-userns.conf && sudo sysctl --system"
-            .into(),
-        Forbidden::UnprivilegedClone => "only root may make user namespaces on this machine (kernel.unprivileged_userns_clone is 0). To allow them: \
-             echo kernel.unprivileged_userns_clone=1 | sudo tee /etc/sysctl.d/99-userns.conf && sudo sysctl --system"
-            .into(),
-        Forbidden::AppArmor => format!(
-            "AppArmor keeps programs without a profile from using user namespaces on this machine (kernel.apparmor_restrict_unprivileged_userns is 1). \
-             To allow them for this program alone: printf 'abi <abi/4.0>,\\ninclude <tunables/global>\\nprofile bud \"{program}\" flags=(unconfined) {{\\n  userns,\\n}}\\n' \
-             | sudo tee /etc/apparmor.d/bud && sudo apparmor_parser -r /etc/apparmor.d/bud"
+        Forbidden::MaxUserNamespaces => setting(
+            "user namespaces are switched off on this machine (user.max_user_namespaces is 0)",
+            "user.max_user_namespaces=15000",
         ),
+        Forbidden::UnprivilegedClone => setting(
+            "only root may make user namespaces on this machine (kernel.unprivileged_userns_clone is 0)",
+            "kernel.unprivileged_userns_clone=1",
+        ),
+        Forbidden::AppArmor => Lack {
+            what: "AppArmor keeps programs without a profile from using user namespaces on this machine \
+                   (kernel.apparmor_restrict_unprivileged_userns is 1)"
+                .into(),
+            fix: format!(
+                "printf 'abi <abi/4.0>,\\ninclude <tunables/global>\\nprofile bud \"{program}\" flags=(unconfined) {{\\n  userns,\\n}}\\n' \
+                 | sudo tee /etc/apparmor.d/bud && sudo apparmor_parser -r /etc/apparmor.d/bud"
+            ),
+        },
     }
 }
 
