@@ -1156,7 +1156,7 @@ _bud() {
             return 0
             ;;
         bud__subcmd__daemon__subcmd__stop)
-            opts="-f -h --force --buildkit-addr --tlscacert --tlscert --tlskey --tlsservername --help"
+            opts="-f -w -h --force --wait --buildkit-addr --tlscacert --tlscert --tlskey --tlsservername --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -223,7 +223,7 @@ complete -c bud -n "__fish_bud_using_subcommand cache; and __fish_seen_subcomman
 complete -c bud -n "__fish_bud_using_subcommand cache; and __fish_seen_subcommand_from import" -l tlskey -d 'Client key (tcp://)' -r -F
 complete -c bud -n "__fish_bud_using_subcommand cache; and __fish_seen_subcommand_from import" -l tlsservername -d 'Name that the daemon\'s certificate must carry, if it isn\'t the address\'s host (tcp://)' -r
 complete -c bud -n "__fish_bud_using_subcommand cache; and __fish_seen_subcommand_from import" -s h -l help -d 'Print help'
-complete -c bud -n "__fish_bud_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l addr -d 'Address to listen on: unix:///path or tcp://host:port (repeatable)' -r
+complete -c bud -n "__fish_bud_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l addr -d 'Address to listen on: unix:///path or tcp://host:port, or fd:// for the sockets of a service manager (repeatable)' -r
 complete -c bud -n "__fish_bud_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l root -d 'Directory of the state [default: $XDG_DATA_HOME/bud]' -r -f -a "(__fish_complete_directories)"
 complete -c bud -n "__fish_bud_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l config -d 'buildkitd.toml [default: ~/.config/buildkit/buildkitd.toml, for root /etc/buildkit/buildkitd.toml]' -r -F
 complete -c bud -n "__fish_bud_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l idle-timeout -d 'Exit after this long with nothing to do, such as 30m; 0: never [default: 0, started by a build 30m]' -r
@@ -260,7 +260,7 @@ complete -c bud -n "__fish_bud_using_subcommand daemon; and not __fish_seen_subc
 complete -c bud -n "__fish_bud_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -l spawned -d 'Set by a client that starts the daemon: readiness goes to stdout, the log to stderr'
 complete -c bud -n "__fish_bud_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c bud -n "__fish_bud_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -f -a "start" -d 'Start it, if it doesn\'t run'
-complete -c bud -n "__fish_bud_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -f -a "stop" -d 'Stop it when its builds have ended'
+complete -c bud -n "__fish_bud_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -f -a "stop" -d 'Stop it, unless builds run'
 complete -c bud -n "__fish_bud_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -f -a "status" -d 'Show where it is, what it does, what it holds'
 complete -c bud -n "__fish_bud_using_subcommand daemon; and not __fish_seen_subcommand_from start stop status logs" -f -a "logs" -d 'Show its log'
 complete -c bud -n "__fish_bud_using_subcommand daemon; and __fish_seen_subcommand_from start" -l idle-timeout -d 'Let it exit after this long with nothing to do, such as 30m; 0: never' -r
@@ -275,6 +275,7 @@ complete -c bud -n "__fish_bud_using_subcommand daemon; and __fish_seen_subcomma
 complete -c bud -n "__fish_bud_using_subcommand daemon; and __fish_seen_subcommand_from stop" -l tlskey -d 'Client key (tcp://)' -r -F
 complete -c bud -n "__fish_bud_using_subcommand daemon; and __fish_seen_subcommand_from stop" -l tlsservername -d 'Name that the daemon\'s certificate must carry, if it isn\'t the address\'s host (tcp://)' -r
 complete -c bud -n "__fish_bud_using_subcommand daemon; and __fish_seen_subcommand_from stop" -s f -l force -d 'End running builds'
+complete -c bud -n "__fish_bud_using_subcommand daemon; and __fish_seen_subcommand_from stop" -s w -l wait -d 'Wait for running builds to end, then stop'
 complete -c bud -n "__fish_bud_using_subcommand daemon; and __fish_seen_subcommand_from stop" -s h -l help -d 'Print help'
 complete -c bud -n "__fish_bud_using_subcommand daemon; and __fish_seen_subcommand_from status" -l buildkit-addr -d 'The daemon\'s address: unix:///path, tcp://host:port, docker-container://name, podman-container://name, kube-pod://name, ssh://user@host [default: this user\'s own daemon, started when it doesn\'t run]' -r
 complete -c bud -n "__fish_bud_using_subcommand daemon; and __fish_seen_subcommand_from status" -l tlscacert -d 'CA certificate that the daemon\'s must be signed by (tcp://)' -r -F

@@ -1156,7 +1156,7 @@ _build__using__dockerfile() {
             return 0
             ;;
         build__subcmd__using__subcmd__dockerfile__subcmd__daemon__subcmd__stop)
-            opts="-f -h --force --buildkit-addr --tlscacert --tlscert --tlskey --tlsservername --help"
+            opts="-f -w -h --force --wait --buildkit-addr --tlscacert --tlscert --tlskey --tlsservername --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

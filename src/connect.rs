@@ -152,16 +152,14 @@ pub async fn connect_and_ask(args: &ConnectArgs, start: &Start) -> Result<(Conne
         let is_own = connection.root.is_some();
         match connection.status().await {
             Ok(Some(status)) if is_own && tries < TRIES && (is_older(&status) || !start.is_met_by(&status)) => {
-                // It stops only if nothing runs; else the build goes to it.
-                let request = StopRequest { force: false, wait: false };
+                // It goes only if nobody else is connected; else the build goes to it.
+                let request = StopRequest { force: false, wait: false, hand_over: true };
                 let stopping = connection.bud().stop(request).await.is_ok_and(|answer| answer.into_inner().stopping);
                 if !stopping {
                     start.check(&status)?;
                     return Ok((connection, Some(status)));
                 }
-                while connection.status().await.is_ok() {
-                    tokio::time::sleep(PAUSE).await;
-                }
+                wait_until_gone(&connection, Instant::now() + DEADLINE).await;
             }
             Ok(status) => {
                 status.as_ref().map_or(Ok(()), |status| start.check(status))?;
@@ -173,14 +171,29 @@ pub async fn connect_and_ask(args: &ConnectArgs, start: &Start) -> Result<(Conne
     }
 }
 
-/// Tells whether a daemon is of an older version than this client.
-fn is_older(status: &StatusResponse) -> bool {
-    let parts = |version: &str| -> Option<Vec<u32>> {
-        let version = version.strip_prefix('v').unwrap_or(version);
-        version.split(['-', '+']).next()?.split('.').map(|part| part.parse().ok()).collect()
+/// Waits until a daemon that was told to stop is gone: its connection ends, and it lets go of its state. Tells whether it is.
+pub async fn wait_until_gone(connection: &Connection, until: Instant) -> bool {
+    let gone = async {
+        // Asked directly: another's daemon at the same address is not meant.
+        while connection.bud().status(bud_protocol::bud::StatusRequest {}).await.is_ok() {
+            tokio::time::sleep(PAUSE).await;
+        }
+        while connection.root.as_deref().is_some_and(spawn::is_held) {
+            tokio::time::sleep(PAUSE).await;
+        }
     };
-    let (theirs, ours) = (parts(&status.version), parts(env!("CARGO_PKG_VERSION")));
-    theirs.zip(ours).is_some_and(|(theirs, ours)| theirs < ours)
+    tokio::time::timeout_at(until, gone).await.is_ok()
+}
+
+/// Tells whether a daemon is of an older version or build than this client, and would make way for it.
+pub fn is_older(status: &StatusResponse) -> bool {
+    // A service manager starts its own program again, which is another one only if its file was replaced.
+    if status.activated && !status.replaced {
+        return false;
+    }
+    let build = bud_daemon::BuildId::running().ok();
+    let theirs = bud_daemon::BuildId::parse(&status.build);
+    bud_daemon::is_newer((env!("CARGO_PKG_VERSION"), build), (&status.version, theirs))
 }
 
 /// Connects to the daemon, starting this user's own if that is wanted.
@@ -343,11 +356,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_compare_by_number() {
-        let is_older = |version: &str| is_older(&StatusResponse { version: version.into(), ..Default::default() });
-        assert!(is_older("0.0.9"));
-        assert!(!is_older(env!("CARGO_PKG_VERSION")));
-        assert!(!is_older("10.0.0"));
-        assert!(!is_older("") && !is_older("unknown"));
+    fn a_daemon_that_a_service_manager_starts_makes_way_only_if_its_program_was_replaced() {
+        let status = |version: &str, activated, replaced| StatusResponse {
+            version: version.into(),
+            activated,
+            replaced,
+            ..Default::default()
+        };
+        assert!(is_older(&status("0.0.9", false, false)));
+        assert!(!is_older(&status("0.0.9", true, false)));
+        assert!(is_older(&status("0.0.9", true, true)));
+        assert!(!is_older(&status(env!("CARGO_PKG_VERSION"), false, false)));
     }
 }

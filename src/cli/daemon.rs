@@ -25,7 +25,7 @@ pub struct DaemonArgs {
 pub enum DaemonCommand {
     /// Start it, if it doesn't run
     Start(StartArgs),
-    /// Stop it when its builds have ended
+    /// Stop it, unless builds run
     Stop(StopArgs),
     /// Show where it is, what it does, what it holds
     Status(StatusArgs),
@@ -58,6 +58,9 @@ pub struct StopArgs {
     /// End running builds
     #[arg(short, long)]
     pub force: bool,
+    /// Wait for running builds to end, then stop
+    #[arg(short, long, conflicts_with = "force")]
+    pub wait: bool,
     /// How to reach the daemon.
     #[command(flatten)]
     pub connect: ConnectArgs,
@@ -105,7 +108,7 @@ const WORKER: &str = "Worker";
 /// Flags of the foreground daemon; buildkitd's names.
 #[derive(Debug, Clone, Default, Args)]
 pub struct RunArgs {
-    /// Address to listen on: unix:///path or tcp://host:port (repeatable)
+    /// Address to listen on: unix:///path or tcp://host:port, or fd:// for the sockets of a service manager (repeatable)
     #[arg(long, value_name = "ADDRESS")]
     pub addr: Vec<String>,
     /// Directory of the state [default: $XDG_DATA_HOME/bud]

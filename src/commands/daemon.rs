@@ -1,5 +1,7 @@
 //! `bud daemon`: in the foreground, or start, stop, status and logs of the one in the background.
 
+mod lifetime;
+
 use super::{block_on, table, told};
 use crate::cli::ConnectArgs;
 use crate::cli::daemon::{
@@ -12,12 +14,15 @@ use crate::progress::{bytes_text, filter, seconds_text};
 use crate::request::values;
 use crate::terminal;
 use anyhow::{Context as _, Result, bail, ensure};
-use bud_daemon::{Options, Snapshotter, Tls};
+use bud_daemon::{LogFile, Options, Snapshotter, Tls};
 use bud_protocol::bud::{StatusRequest, StatusResponse, StopRequest};
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
+
+/// The address that means the sockets that a service manager handed over, as buildkitd writes it.
+const INHERITED: &str = "fd://";
 
 /// Runs `bud daemon`.
 pub fn run(args: DaemonArgs) -> Result<ExitCode> {
@@ -57,8 +62,17 @@ fn options(args: RunArgs) -> Result<Options> {
         Some(root) => std::path::absolute(root).context("--root")?,
         None => around.state_root()?,
     };
-    let addresses = match args.addr.is_empty() {
-        false => args.addr,
+    let inherited = bud_sandbox::activation::take().context("the sockets of the service manager can't be used")?;
+    let mut addresses = args.addr;
+    let is_default = addresses.is_empty() && inherited.is_empty();
+    let named = addresses.iter().any(|address| address.starts_with(INHERITED));
+    ensure!(
+        !named || !inherited.is_empty(),
+        "{INHERITED}: no service manager handed a socket over (LISTEN_FDS, LISTEN_PID)"
+    );
+    addresses.retain(|address| !address.starts_with(INHERITED));
+    let addresses = match is_default {
+        false => addresses,
         true => {
             connect::places::check_socket_dir(&around.socket_dir(), around.uid)?;
             vec![format!("unix://{}", around.socket().display())]
@@ -71,7 +85,9 @@ fn options(args: RunArgs) -> Result<Options> {
         .collect::<Result<_>>()?;
     let idle = args.idle_timeout.as_deref().map(values::duration).transpose().context("--idle-timeout")?;
     Ok(Options {
+        log: args.spawned.then(|| LogFile { path: root.join(spawn::LOG), limit: spawn::log_limit() }),
         addresses,
+        inherited,
         root,
         config: args.config.or_else(|| around.config()),
         identity: args.userns.policy(),
@@ -131,6 +147,9 @@ async fn start(args: StartArgs) -> Result<ExitCode> {
     terminal::print(&format!("the daemon runs at {}\n", connection.address))?;
     if let Some(status) = connection.status().await? {
         terminal::note(&super::mode_line(&status));
+        if let Some(logout) = lifetime::at_logout(&Surroundings::current(), status.activated) {
+            terminal::note(&format!("note: at logout {logout}"));
+        }
         for notice in &status.notices {
             terminal::note(&format!("note: {}", filter::plain_text(notice)));
         }
@@ -147,11 +166,15 @@ async fn stop(args: StopArgs) -> Result<ExitCode> {
         other => other?,
     };
     let pid = connection.bud().status(StatusRequest {}).await.map_err(told)?.into_inner().pid;
-    let answer =
-        connection.bud().stop(StopRequest { force: args.force, wait: false }).await.map_err(told)?.into_inner();
+    let answer = connection
+        .bud()
+        .stop(StopRequest { force: args.force, wait: args.wait, hand_over: false })
+        .await
+        .map_err(told)?
+        .into_inner();
     if !answer.stopping {
         bail!(
-            "{} running; `bud daemon stop --force` ends {}",
+            "{} running; `bud daemon stop --force` ends {}, --wait waits",
             if answer.active_builds == 1 {
                 "1 build is".into()
             } else {
@@ -160,23 +183,12 @@ async fn stop(args: StopArgs) -> Result<ExitCode> {
             if answer.active_builds == 1 { "it" } else { "them" }
         );
     }
-    wait_for_end(&connection, pid).await?;
-    terminal::print("the daemon has stopped\n")?;
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Waits until a daemon that was told to stop is gone: its connection ends with it.
-async fn wait_for_end(connection: &Connection, pid: i32) -> Result<()> {
     const LIMIT: Duration = Duration::from_secs(30);
-    let gone = async {
-        while connection.bud().status(StatusRequest {}).await.is_ok() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    if tokio::time::timeout(LIMIT, gone).await.is_err() {
+    if !connect::wait_until_gone(&connection, tokio::time::Instant::now() + LIMIT).await {
         bail!("the daemon (process {pid}) was told to stop, but still answers after {} seconds", LIMIT.as_secs());
     }
-    Ok(())
+    terminal::print("the daemon has stopped\n")?;
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn status(args: StatusArgs) -> Result<ExitCode> {
@@ -207,7 +219,7 @@ fn status_text(connection: &Connection, status: &StatusResponse) -> String {
         vec!["Users:".into(), filter::name(&status.mode)],
         vec!["Snapshots:".into(), filter::name(&status.snapshotter)],
         vec!["Builds:".into(), format!("{} running, {} ended", status.active_builds, status.finished_builds)],
-        vec!["Memory:".into(), bytes_text(status.memory_bytes)],
+        vec!["Memory:".into(), format!("{} in {} processes", bytes_text(status.memory_bytes), status.processes)],
         vec!["Disk:".into(), bytes_text(status.disk_bytes)],
         vec!["State:".into(), filter::name(&status.root)],
     ];
@@ -216,6 +228,15 @@ fn status_text(connection: &Connection, status: &StatusResponse) -> String {
     }
     if status.idle_timeout_seconds > 0 {
         rows.push(vec!["Exits after:".into(), format!("{} with nothing to do", duration(status.idle_timeout_seconds))]);
+    }
+    if let Some(logout) = lifetime::at_logout(&Surroundings::current(), status.activated) {
+        rows.push(vec!["At logout:".into(), logout]);
+    }
+    if connect::is_older(status) {
+        rows.push(vec![
+            "Older:".into(),
+            "this bud is newer; the daemon makes way for the next build when nobody uses it".into(),
+        ]);
     }
     let notices: String =
         status.notices.iter().map(|notice| format!("\nnote: {}\n", filter::plain_text(notice))).collect();
@@ -237,6 +258,10 @@ fn status_json(status: &StatusResponse) -> serde_json::Value {
         "diskBytes": status.disk_bytes,
         "root": status.root,
         "idleTimeoutSeconds": status.idle_timeout_seconds,
+        "processes": status.processes,
+        "build": status.build,
+        "activated": status.activated,
+        "replaced": status.replaced,
         "notices": status.notices,
     })
 }
@@ -265,20 +290,21 @@ fn logs(args: &LogsArgs) -> Result<ExitCode> {
 
 /// Shows what a log gets, without an end.
 fn follow(path: &Path, mut file: std::fs::File) -> Result<std::convert::Infallible> {
-    let mut at = file.seek(SeekFrom::End(0))?;
+    use std::os::unix::fs::MetadataExt as _;
+    file.seek(SeekFrom::End(0))?;
     loop {
         std::thread::sleep(Duration::from_millis(200));
-        let length = std::fs::metadata(path).map_or(0, |meta| meta.len());
-        if length < at {
-            // It was put aside for a new one.
-            file = std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-            at = 0;
-        }
-        if length > at {
-            file.seek(SeekFrom::Start(at))?;
+        // Looked at before the file is read to its end: what comes into it until it is put aside is shown.
+        let current = std::fs::metadata(path).map(|meta| meta.ino());
+        loop {
             let mut new = Vec::new();
-            at += (&file).take(WINDOW).read_to_end(&mut new)? as u64;
+            if (&file).take(WINDOW).read_to_end(&mut new)? == 0 {
+                break;
+            }
             terminal::print(&filter::plain_text(&String::from_utf8_lossy(&new)))?;
+        }
+        if current.is_ok_and(|inode| file.metadata().is_ok_and(|meta| meta.ino() != inode)) {
+            file = std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
         }
     }
 }

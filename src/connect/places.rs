@@ -56,6 +56,17 @@ impl Surroundings {
         self.system.join("tmp").join(format!("buildkit-{}", self.uid))
     }
 
+    /// Returns the user's name, from `/etc/passwd`.
+    #[must_use]
+    pub fn user_name(&self) -> Option<String> {
+        let passwd = std::fs::read_to_string(self.system.join("etc/passwd")).ok()?;
+        passwd.lines().find_map(|line| {
+            let mut fields = line.split(':');
+            let name = fields.next()?;
+            (fields.nth(1)?.parse::<u32>().ok()? == self.uid).then(|| name.to_owned())
+        })
+    }
+
     /// Returns the default socket.
     #[must_use]
     pub fn socket(&self) -> PathBuf {

@@ -17,8 +17,10 @@ pub const LOG: &str = "daemon.log";
 const LIFECYCLE_LOCK: &str = "lifecycle.lock";
 /// Held by the daemon; says where it is.
 const DAEMON_LOCK: &str = "daemon.lock";
-/// A log longer than this is put aside at the next start.
+/// A log longer than this is put aside; one old log is kept.
 const LOG_LIMIT: u64 = 8 << 20;
+/// Another limit, in bytes.
+const LOG_LIMIT_VARIABLE: &str = "BUD_LOG_LIMIT";
 /// What a daemon says when it listens.
 const READY: &str = "ready";
 /// More of an error than this isn't read.
@@ -30,6 +32,12 @@ pub fn running_address(root: &Path) -> Option<PathBuf> {
     File::open(root.join(DAEMON_LOCK)).ok()?.take(4096).read_to_end(&mut text).ok()?;
     let holder: bud_daemon::Running = serde_json::from_slice(&text).ok()?;
     Some(holder.address.strip_prefix("unix://")?.into())
+}
+
+/// Tells whether a daemon holds the state root.
+pub fn is_held(root: &Path) -> bool {
+    let Ok(file) = File::open(root.join(DAEMON_LOCK)) else { return false };
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockShared) == Err(rustix::io::Errno::WOULDBLOCK)
 }
 
 /// Waits for the right to start a daemon on a state root, which is made if it isn't there.
@@ -121,7 +129,7 @@ pub async fn spawn(socket: &Path, root: &Path, how: &super::Spawn, until: Instan
     if std::env::var_os("PATH").is_none() {
         command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
     }
-    let mut child = command.spawn().context("cannot start the daemon")?;
+    let mut child = command.spawn().map_err(cannot_spawn)?;
     let mut stdout = child.stdout.take().context("the daemon has no stdout")?.take(ERROR_LIMIT);
     let mut said = Vec::new();
     let answer = async {
@@ -163,9 +171,25 @@ pub async fn spawn(socket: &Path, root: &Path, how: &super::Spawn, until: Instan
     }
 }
 
+/// Returns the length at which a log is put aside.
+pub fn log_limit() -> u64 {
+    let asked = std::env::var(LOG_LIMIT_VARIABLE).ok().and_then(|text| text.parse().ok());
+    asked.unwrap_or(LOG_LIMIT).max(4096)
+}
+
+fn cannot_spawn(error: io::Error) -> anyhow::Error {
+    let hint = match error.kind() {
+        io::ErrorKind::WouldBlock => {
+            ": this user's limit on processes is reached; raise it (`ulimit -u`) or end other processes"
+        }
+        _ => "",
+    };
+    anyhow::Error::new(error).context(format!("cannot start the daemon{hint}"))
+}
+
 fn open_log(path: &Path) -> Result<File> {
-    if std::fs::metadata(path).is_ok_and(|meta| meta.len() > LOG_LIMIT) {
-        std::fs::rename(path, path.with_extension("log.old")).context("cannot put the old log aside")?;
+    if std::fs::metadata(path).is_ok_and(|meta| meta.len() > log_limit()) {
+        std::fs::rename(path, path.with_extension(bud_daemon::OLD_LOG)).context("cannot put the old log aside")?;
     }
     OpenOptions::new()
         .create(true)

@@ -5,6 +5,7 @@ use crate::config::Config;
 use crate::descriptors::Descriptors;
 use crate::history::History;
 use crate::life::Life;
+use crate::program::Program;
 use crate::solver::flight::Flights;
 use bud_image::Platform;
 use bud_sandbox::server::ForkServer;
@@ -57,6 +58,10 @@ pub struct Settings {
     pub address: String,
     /// This program's version.
     pub version: String,
+    /// The program's file.
+    pub program: Program,
+    /// Whether a service manager handed the sockets over.
+    pub activated: bool,
     /// The worker's platforms, its own first; never empty.
     pub platforms: Vec<Platform>,
     /// Labels given by the operator.

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 /// What keeps the daemon alive and what ends it.
@@ -12,6 +13,8 @@ pub struct Life {
     calls: AtomicUsize,
     finished: AtomicU64,
     last: Mutex<Instant>,
+    hand_over: mpsc::Sender<HandOver>,
+    hand_overs: Mutex<Option<mpsc::Receiver<HandOver>>>,
     /// Leaves after so long with nothing to do.
     pub idle_timeout: Option<Duration>,
 }
@@ -20,7 +23,10 @@ impl Life {
     /// Starts the clock.
     #[must_use]
     pub fn new(idle_timeout: Option<Duration>) -> Self {
+        let (hand_over, hand_overs) = mpsc::channel(1);
         Self {
+            hand_over,
+            hand_overs: Mutex::new(Some(hand_overs)),
             stop: CancellationToken::new(),
             calls: AtomicUsize::new(0),
             finished: AtomicU64::new(0),
@@ -59,6 +65,24 @@ impl Life {
             .then(|| self.last.lock().unwrap_or_else(PoisonError::into_inner).elapsed())
     }
 
+    /// Returns how many connections, sessions and builds there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.calls.load(Ordering::SeqCst)
+    }
+
+    /// Asks the daemon to make way for a newer one, and tells whether it does: only if nobody but the asker is connected.
+    pub async fn hand_over(&self) -> bool {
+        let (answer, answered) = oneshot::channel();
+        self.hand_over.send(answer).await.is_ok() && answered.await.unwrap_or(false)
+    }
+
+    /// Returns what asks for a hand-over, to be answered with whether it is granted; once.
+    #[must_use]
+    pub fn hand_overs(&self) -> Option<mpsc::Receiver<HandOver>> {
+        self.hand_overs.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
     /// Counts a build that ended.
     pub fn count_finished(&self) {
         self.finished.fetch_add(1, Ordering::Relaxed);
@@ -70,6 +94,9 @@ impl Life {
         self.finished.load(Ordering::Relaxed)
     }
 }
+
+/// A wish for a hand-over, and where the answer goes.
+pub type HandOver = oneshot::Sender<bool>;
 
 /// Something that goes on.
 #[derive(Debug)]

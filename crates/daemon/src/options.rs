@@ -1,5 +1,6 @@
 //! What a daemon is started with.
 
+use crate::log::LogFile;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,8 +8,10 @@ use std::time::Duration;
 /// The daemon's flags, with `buildkitd`'s names where it has them.
 #[derive(Debug)]
 pub struct Options {
-    /// Where to listen: `unix:///abs/path` or `tcp://host:port`; never empty.
+    /// Where to listen: `unix:///abs/path` or `tcp://host:port`; not empty unless sockets are inherited.
     pub addresses: Vec<String>,
+    /// Sockets that listen already, handed over by a service manager.
+    pub inherited: Vec<OwnedFd>,
     /// The state directory; made with mode 0700 when missing.
     pub root: PathBuf,
     /// `buildkitd.toml`; none: none is read.
@@ -39,6 +42,8 @@ pub struct Options {
     pub idle_timeout: Option<Duration>,
     /// Logs more.
     pub debug: bool,
+    /// The file that standard error is, if it is a log of our own.
+    pub log: Option<LogFile>,
     /// The write end of a pipe: gets `ready\n` when the sockets accept, and is closed.
     pub ready: Option<OwnedFd>,
     /// This program's version.
@@ -49,6 +54,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             addresses: Vec::new(),
+            inherited: Vec::new(),
             root: PathBuf::new(),
             config: None,
             identity: bud_sandbox::userns::Policy::Auto,
@@ -64,6 +70,7 @@ impl Default for Options {
             insecure_tcp: false,
             idle_timeout: None,
             debug: false,
+            log: None,
             ready: None,
             version: env!("CARGO_PKG_VERSION").into(),
         }

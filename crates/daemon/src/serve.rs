@@ -1,19 +1,18 @@
 //! Serving: from bound sockets to the daemon's end.
 
 use crate::daemon::Daemon;
+use crate::leave::{Paths, leave};
 use crate::life::{Busy, Life};
 use crate::options::Options;
 use crate::routes::Routes;
-use crate::socket::{Connection, ListenError, Listener};
+use crate::socket::{Connection, Inherited, ListenError, Listener};
 use crate::start::{StartError, bind_path, unix_path};
-use rustix::fs::FlockOperation;
 use std::fs::File;
 use std::io::Write as _;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -30,24 +29,45 @@ const MAX_CONNECTIONS: usize = 2048;
 const MAX_CALLS: u32 = 512;
 /// Everything must be over so long after a stop.
 const STOP: Duration = Duration::from_secs(8);
+/// The daemon rests when it has had nothing to do for so long.
+const REST: Duration = Duration::from_millis(800);
 /// Between two looks at whether the socket is there still.
 const KEEP: Duration = Duration::from_secs(5);
-/// Between two looks at whether there is anything to do.
-const LOOK: Duration = Duration::from_millis(500);
 
 /// Sockets that are bound, not yet served.
+#[derive(Default)]
 pub struct Sockets {
     unix: Vec<(std::os::unix::net::UnixListener, PathBuf)>,
     tcp: Vec<std::net::TcpListener>,
+    inherited: Vec<Inherited>,
+    addresses: Vec<String>,
 }
 
-/// Binds all addresses.
+impl Sockets {
+    /// Returns where we listen first.
+    pub fn address(&self) -> String {
+        self.addresses.first().cloned().unwrap_or_default()
+    }
+
+    /// Tells whether a service manager owns the sockets.
+    pub fn is_inherited(&self) -> bool {
+        !self.inherited.is_empty()
+    }
+}
+
+/// Takes over the inherited sockets and binds all addresses.
 ///
 /// # Errors
 /// One is not to be listened on.
-pub fn bind(options: &Options) -> Result<Sockets, StartError> {
-    let mut sockets = Sockets { unix: Vec::new(), tcp: Vec::new() };
+pub fn bind(options: &mut Options) -> Result<Sockets, StartError> {
+    let mut sockets = Sockets::default();
+    for descriptor in options.inherited.drain(..) {
+        let inherited = Inherited::new(descriptor, options.insecure_tcp)?;
+        sockets.addresses.push(inherited.address.clone());
+        sockets.inherited.push(inherited);
+    }
     for address in &options.addresses {
+        sockets.addresses.push(address.clone());
         if let Some(path) = unix_path(address) {
             sockets.unix.push((bind_path(&path)?, path));
         } else if let Some(host) = address.strip_prefix("tcp://") {
@@ -112,32 +132,39 @@ pub async fn serve(daemon: Arc<Daemon>, sockets: Sockets, ready: Option<OwnedFd>
     let (connections, incoming) = mpsc::channel::<std::io::Result<Open>>(16);
     let leaving = CancellationToken::new();
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let mut paths = Vec::new();
+    let paths = Paths::default();
     let mut accepting = Vec::new();
     for (listener, path) in sockets.unix {
         let listener = Listener::Unix(tokio::net::UnixListener::from_std(listener)?, path.clone());
-        paths.push((path.clone(), std::fs::metadata(&path)?.ino()));
+        paths.add(path)?;
         accepting.push(listener);
     }
     for listener in sockets.tcp {
         accepting.push(Listener::Tcp(tokio::net::TcpListener::from_std(listener)?));
     }
-    if let Some((path, _)) = paths.first() {
-        crate::descriptors::listen(&daemon, path);
+    let mut beside = paths.first();
+    let keeps = beside.is_some();
+    for inherited in sockets.inherited {
+        beside = beside.or_else(|| inherited.path.clone());
+        accepting.push(inherited.listener()?);
+    }
+    if let Some(path) = beside {
+        crate::descriptors::listen(&daemon, &path);
         if let Some(beside) = daemon.descriptors.socket() {
-            let inode = std::fs::metadata(&beside)?.ino();
-            paths.push((beside, inode));
+            paths.add(beside)?;
         }
     }
-    let paths = Arc::new(Mutex::new(paths));
     let acceptor = Acceptor { connections, life: Arc::clone(&daemon.life), slots, leaving: leaving.clone() };
     let mut tasks = tokio::task::JoinSet::new();
     for listener in accepting {
         tasks.spawn(acceptor.clone().accept(listener));
     }
-    tasks.spawn(acceptor.keep(Arc::clone(&daemon), Arc::clone(&paths)));
+    if keeps {
+        tasks.spawn(acceptor.keep(Arc::clone(&daemon), paths.clone()));
+    }
     tokio::spawn(signals(Arc::clone(&daemon.life)));
     tokio::spawn(crate::gc::collect(Arc::clone(&daemon)));
+    tokio::spawn(rest(Arc::clone(&daemon.life)));
     if let Some(ready) = ready {
         File::from(ready).write_all(b"ready\n")?;
     }
@@ -151,10 +178,10 @@ pub async fn serve(daemon: Arc<Daemon>, sockets: Sockets, ready: Option<OwnedFd>
         .initial_connection_window_size(Some(4 << 20))
         .serve_with_incoming_shutdown(Routes { daemon: Arc::clone(&daemon) }, ReceiverStream::new(incoming), stopped);
     let mut server = std::pin::pin!(server);
-    let mut leave = std::pin::pin!(idle(Arc::clone(&daemon), Arc::clone(&paths), leaving.clone()));
+    let mut left = std::pin::pin!(leave(Arc::clone(&daemon), paths.clone(), leaving.clone()));
     let served = tokio::select! {
         served = &mut server => served,
-        () = &mut leave => Ok(()),
+        () = &mut left => Ok(()),
         () = async { daemon.life.stopped().await; tokio::time::sleep(STOP).await } => {
             tracing::warn!("some calls did not end in time");
             Ok(())
@@ -162,22 +189,8 @@ pub async fn serve(daemon: Arc<Daemon>, sockets: Sockets, ready: Option<OwnedFd>
     };
     leaving.cancel();
     while tasks.join_next().await.is_some() {}
-    unlink(&paths);
+    paths.unlink();
     served.map_err(std::io::Error::other)
-}
-
-/// The sockets' paths and inode numbers.
-type Paths = Arc<Mutex<Vec<(PathBuf, u64)>>>;
-
-/// Removes our sockets; one that another daemon made meanwhile under the same name stays.
-fn unlink(paths: &Paths) {
-    for (path, inode) in paths.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-        if std::fs::metadata(path).is_ok_and(|m| m.ino() == *inode)
-            && let Err(error) = std::fs::remove_file(path)
-        {
-            tracing::warn!(path = %path.display(), %error, "the socket can't be removed");
-        }
-    }
 }
 
 /// Accepts connections and hands them to the server.
@@ -224,20 +237,11 @@ impl Acceptor {
                 () = self.leaving.cancelled() => return,
                 () = daemon.life.stopped() => return,
             }
-            let Some((path, _)) = paths.lock().unwrap_or_else(PoisonError::into_inner).first().cloned() else { return };
-            if path.exists() || self.leaving.is_cancelled() {
-                continue;
-            }
-            let bound = bind_path(&path).map_err(std::io::Error::other).and_then(|listener| {
-                let inode = std::fs::metadata(&path)?.ino();
-                Ok((tokio::net::UnixListener::from_std(listener)?, inode))
-            });
-            match bound {
-                Ok((listener, inode)) => {
+            let Some(path) = paths.first() else { return };
+            let Some(bound) = paths.bind_again(|path| bind_path(path).map_err(std::io::Error::other)) else { continue };
+            match bound.and_then(tokio::net::UnixListener::from_std) {
+                Ok(listener) => {
                     tracing::warn!(path = %path.display(), "the socket was removed: bound it again");
-                    if let Some(first) = paths.lock().unwrap_or_else(PoisonError::into_inner).first_mut() {
-                        first.1 = inode;
-                    }
                     tokio::spawn(self.clone().accept(Listener::Unix(listener, path)));
                 }
                 Err(error) if daemon.builds.count() == 0 => {
@@ -250,40 +254,18 @@ impl Acceptor {
     }
 }
 
-/// Ends when the daemon has had nothing to do for its time and nobody is about to connect.
-async fn idle(daemon: Arc<Daemon>, paths: Paths, leaving: CancellationToken) {
-    let Some(timeout) = daemon.life.idle_timeout else { return std::future::pending().await };
-    let look = LOOK.min(timeout / 2).max(Duration::from_millis(10));
+/// Gives memory back each time the daemon has come to rest.
+async fn rest(life: Arc<Life>) {
+    let mut rests = false;
     loop {
-        tokio::time::sleep(look).await;
-        let is_idle = || daemon.life.idle().is_some_and(|idle| idle >= timeout) && daemon.builds.count() == 0;
-        if !is_idle() {
-            continue;
+        tokio::time::sleep(REST).await;
+        let was_at_rest = std::mem::replace(&mut rests, life.idle().is_some_and(|idle| idle >= REST));
+        if rests
+            && !was_at_rest
+            && let Err(error) = bud_sandbox::rest::give_back()
+        {
+            tracing::debug!(%error, "memory can't be given back");
         }
-        // Whoever starts a daemon holds this lock: then somebody is about to connect.
-        let lock =
-            File::options().create(true).truncate(false).write(true).open(daemon.settings.root.join("lifecycle.lock"));
-        let Ok(lock) = lock else { continue };
-        if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-            continue;
-        }
-        // What waits in the backlog is accepted by the tasks that do so; give them their turn.
-        tokio::time::sleep(Duration::from_millis(5)).await;
-        if !is_idle() {
-            continue;
-        }
-        unlink(&paths);
-        paths.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        // From here on nobody finds us. Who connected just before is served to the end, while the lock is free for a new daemon,
-        // which waits for the state directory.
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        drop(lock);
-        while daemon.life.idle().is_none() || daemon.builds.count() > 0 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        tracing::info!("nothing to do: leaving");
-        leaving.cancel();
-        return;
     }
 }
 

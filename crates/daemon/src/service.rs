@@ -3,6 +3,7 @@
 use crate::daemon::Daemon;
 use crate::gc::{self, objects};
 use crate::images;
+use crate::memory;
 use crate::value::{blocking, store_error};
 use bud_protocol::bud::bud_server::Bud;
 use bud_protocol::bud::*;
@@ -26,6 +27,7 @@ impl Bud for BudService {
         let store = Arc::clone(&daemon.store);
         let disk =
             blocking(move || Ok(store.usage().map_err(store_error)?.iter().map(|u| u.size).sum::<u64>())).await?;
+        let (memory_bytes, processes) = blocking(|| Ok(memory::of_all())).await?;
         let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         Ok(Response::new(StatusResponse {
             version: settings.version.clone(),
@@ -33,7 +35,7 @@ impl Bud for BudService {
             mode: settings.mode.clone(),
             uptime_seconds: number(settings.started.elapsed().unwrap_or_default().as_secs()),
             active_builds: i32::try_from(daemon.builds.count()).unwrap_or(i32::MAX),
-            memory_bytes: number(memory()),
+            memory_bytes: number(memory_bytes),
             disk_bytes: number(disk),
             pid: i32::try_from(std::process::id()).unwrap_or(0),
             root: settings.root.display().to_string(),
@@ -42,12 +44,20 @@ impl Bud for BudService {
             finished_builds: number(daemon.life.finished()),
             snapshotter: settings.snapshotter.clone(),
             idle_timeout_seconds: daemon.life.idle_timeout.map_or(0, |t| number(t.as_secs())),
+            build: settings.program.build.to_string(),
+            activated: settings.activated,
+            replaced: settings.program.is_replaced(),
+            processes,
         }))
     }
 
     async fn stop(&self, request: Request<StopRequest>) -> Result<Response<StopResponse>, Status> {
         let request = request.into_inner();
         let count = || i32::try_from(self.daemon.builds.count()).unwrap_or(i32::MAX);
+        if request.hand_over {
+            let stopping = self.daemon.life.hand_over().await;
+            return Ok(Response::new(StopResponse { active_builds: count(), stopping }));
+        }
         let mut changes = self.daemon.builds.changes();
         while request.wait && !request.force && count() > 0 {
             tokio::select! {
@@ -123,11 +133,4 @@ impl Bud for BudService {
     ) -> Result<Response<ImportCacheMountResponse>, Status> {
         Ok(Response::new(objects::import(&self.daemon, request.into_inner()).await?))
     }
-}
-
-/// Returns our resident memory in bytes (`proc_pid_status(5)`).
-fn memory() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap_or_default();
-    line.split_whitespace().next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0) * 1024
 }

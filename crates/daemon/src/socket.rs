@@ -1,6 +1,7 @@
 //! The sockets that the daemon listens on, and who may connect.
 
 use std::io::{Error, ErrorKind};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -52,6 +53,71 @@ pub enum Listener {
     Unix(UnixListener, PathBuf),
     /// TCP.
     Tcp(TcpListener),
+}
+
+/// A socket that a service manager made and owns: it listens already, and stays when we go.
+#[derive(Debug)]
+pub struct Inherited {
+    socket: InheritedSocket,
+    /// Where it listens.
+    pub address: String,
+    /// Its path, if it has one.
+    pub path: Option<PathBuf>,
+}
+
+#[derive(Debug)]
+enum InheritedSocket {
+    Unix(std::os::unix::net::UnixListener),
+    Tcp(std::net::TcpListener),
+}
+
+impl Inherited {
+    /// Looks at what was handed over. Its directory must be as safe as one that we make, and TCP needs to be allowed.
+    ///
+    /// # Errors
+    /// It is no socket that listens, or not to be listened on.
+    pub fn new(descriptor: OwnedFd, insecure_tcp: bool) -> Result<Self, ListenError> {
+        let io = |source| ListenError::Io { address: "the socket of the service manager".into(), source };
+        let os = |error: rustix::io::Errno| io(error.into());
+        if !rustix::net::sockopt::socket_acceptconn(&descriptor).map_err(os)? {
+            return Err(io(Error::new(
+                ErrorKind::InvalidInput,
+                "it doesn't listen (a stream socket with Accept=no is needed)",
+            )));
+        }
+        rustix::io::ioctl_fionbio(&descriptor, true).map_err(os)?;
+        if rustix::net::sockopt::socket_domain(&descriptor).map_err(os)? == rustix::net::AddressFamily::UNIX {
+            let listener = std::os::unix::net::UnixListener::from(descriptor);
+            let path = listener.local_addr().map_err(io)?.as_pathname().map(Path::to_owned);
+            // In the abstract name space a name is anybody's who was first, and every network namespace has its own.
+            let path = path.ok_or_else(|| io(Error::new(ErrorKind::InvalidInput, "it has no path")))?;
+            if let Some(dir) = path.parent() {
+                prepare_directory(dir)?;
+            }
+            let address = format!("unix://{}", path.display());
+            return Ok(Self { socket: InheritedSocket::Unix(listener), address, path: Some(path) });
+        }
+        let listener = std::net::TcpListener::from(descriptor);
+        let address = format!("tcp://{}", listener.local_addr().map_err(io)?);
+        if !insecure_tcp {
+            return Err(ListenError::InsecureTcp(address));
+        }
+        tracing::warn!("{address}: anybody who can connect can run anything as this user");
+        Ok(Self { socket: InheritedSocket::Tcp(listener), address, path: None })
+    }
+
+    /// Begins to accept on it; in the runtime.
+    ///
+    /// # Errors
+    /// The runtime can't.
+    pub fn listener(self) -> std::io::Result<Listener> {
+        Ok(match self.socket {
+            InheritedSocket::Unix(listener) => {
+                Listener::Unix(UnixListener::from_std(listener)?, self.path.unwrap_or_default())
+            }
+            InheritedSocket::Tcp(listener) => Listener::Tcp(TcpListener::from_std(listener)?),
+        })
+    }
 }
 
 /// A connection.

@@ -6,8 +6,10 @@ use crate::daemon::{Daemon, Settings};
 use crate::descriptors::Descriptors;
 use crate::history::History;
 use crate::life::Life;
+use crate::limits;
 use crate::lock::{Lock, LockError};
 use crate::options::{Options, Snapshotter};
+use crate::program::Program;
 use crate::serve;
 use crate::socket::{self, ListenError};
 use crate::solver::flight::Flights;
@@ -23,6 +25,11 @@ use std::time::SystemTime;
 
 /// The directory, below the state directory, with the mount points that nearly every step needs.
 pub const BASE_LAYER: &str = "mountpoints";
+
+/// Threads of the runtime. They wait for others, mostly: what takes time is done in blocking threads.
+const WORKERS: std::ops::RangeInclusive<usize> = 2..=8;
+/// Blocking threads with nothing to do end after so long.
+const KEEP_THREADS: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// Why the daemon did not start.
 #[derive(Debug, thiserror::Error)]
@@ -77,10 +84,12 @@ fn io(doing: &'static str) -> impl FnOnce(std::io::Error) -> StartError {
 /// # Errors
 /// It can't start.
 pub fn run(mut options: Options) -> Result<(), StartError> {
-    logging(options.debug);
+    crate::log::start(options.debug, options.log.take());
+    let program = Program::running().map_err(io("look at the program's own file"))?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    let first =
-        options.addresses.first().cloned().ok_or_else(|| StartError::Options("no address to listen on".into()))?;
+    if options.addresses.is_empty() && options.inherited.is_empty() {
+        return Err(StartError::Options("no address to listen on".into()));
+    }
     let root = prepare_root(&options.root)?;
     let mut lock = Lock::take(&root)?;
     let config = match &options.config {
@@ -94,18 +103,27 @@ pub fn run(mut options: Options) -> Result<(), StartError> {
     }
     let ready = options.ready.take();
     let fork = ForkServer::start()?;
-    raise_file_limit();
+    limits::raise();
+    let cores = std::thread::available_parallelism().map_or(*WORKERS.start(), usize::from);
+    let workers = cores.clamp(*WORKERS.start(), *WORKERS.end());
+    limits::check_threads(workers).map_err(StartError::Options)?;
     let store = Store::open(&root, bud_store::Options::default())?;
     bud_sandbox::overlay::make_base_layer(&root.join(BASE_LAYER)).map_err(io("make the layer of mount points"))?;
     for warning in store.warnings() {
         tracing::warn!("{warning}");
     }
     let mode = identity.mode.shown();
-    let settings = settings(&options, &config, &root, &first, mode, identity.notices.clone())?;
+    let mut settings = settings(&options, &config, &root, program, mode, identity.notices.clone())?;
     let history = History::new(&store).map_err(io("make the directory of build records"))?;
     // Sockets are bound before the runtime exists: the umask is the process's.
-    let sockets = serve::bind(&options)?;
-    let running = crate::lock::Running { address: first, pid: std::process::id(), version: options.version.clone() };
+    let sockets = serve::bind(&mut options)?;
+    settings.activated = sockets.is_inherited();
+    settings.address = sockets.address();
+    let running = crate::lock::Running {
+        address: settings.address.clone(),
+        pid: std::process::id(),
+        version: options.version.clone(),
+    };
     lock.announce(&running).map_err(io("write the lock file"))?;
     let daemon = Arc::new(Daemon {
         settings,
@@ -123,6 +141,8 @@ pub fn run(mut options: Options) -> Result<(), StartError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("bud")
+        .worker_threads(workers)
+        .thread_keep_alive(KEEP_THREADS)
         .build()
         .map_err(io("start the runtime"))?;
     let served = runtime.block_on(serve::serve(Arc::clone(&daemon), sockets, ready));
@@ -130,17 +150,6 @@ pub fn run(mut options: Options) -> Result<(), StartError> {
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     drop(lock);
     served.map_err(io("serve"))
-}
-
-fn logging(debug: bool) {
-    let default = if debug { "debug,h2=info,hyper=info,tower=info" } else { "warn,bud_daemon::start=info" };
-    let filter = tracing_subscriber::EnvFilter::try_from_env("BUD_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
-    // A log that can't be written (a full disk) must not end the daemon.
-    let subscriber = subscriber.log_internal_errors(false);
-    // A test in the same process may have set one.
-    let _set_already = subscriber.try_init();
 }
 
 /// Makes the state directory, or checks the one that is there: ours, no link, closed to others.
@@ -170,20 +179,11 @@ fn prepare_root(root: &Path) -> Result<PathBuf, StartError> {
     Ok(root.to_owned())
 }
 
-/// Many layers, many connections: the soft limit on open files is for programs that use `select(2)`.
-fn raise_file_limit() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let now = getrlimit(Resource::Nofile);
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum }) {
-        tracing::debug!(%error, "the limit on open files stays");
-    }
-}
-
 fn settings(
     options: &Options,
     config: &Config,
     root: &Path,
-    address: &str,
+    program: Program,
     mode: &str,
     notices: Vec<String>,
 ) -> Result<Settings, StartError> {
@@ -210,8 +210,10 @@ fn settings(
     Ok(Settings {
         root: root.to_owned(),
         runtime_dir,
-        address: address.to_owned(),
+        address: String::new(),
         version: options.version.clone(),
+        program,
+        activated: false,
         platforms: platforms(names)?,
         labels,
         entitlements,

@@ -14,8 +14,10 @@ mod seccomp;
 mod spec;
 mod sys;
 
+pub mod activation;
 pub mod overlay;
 pub mod probe;
+pub mod rest;
 pub mod server;
 pub mod userns;
 

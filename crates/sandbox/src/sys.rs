@@ -354,3 +354,23 @@ pub(crate) fn loopback_up() -> io::Result<()> {
     check(result.into())?;
     Ok(())
 }
+
+/// Gives free memory of the heap back to the kernel.
+pub(crate) fn trim_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes no pointer and gives back only what nobody has allocated; locks what it looks at.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// Unmaps the pages of a private mapping of a file, which come back from the file when they are used (`madvise(2)`).
+///
+/// The mapping must be one of the program's own file, that can't be written and has no page that differs from it: then what is
+/// read from it is the same before and after.
+pub(crate) fn forget_pages(start: usize, length: usize) -> io::Result<()> {
+    // SAFETY: as the caller promises, no byte that can be read through this mapping changes. The mappings of the program's file
+    // stay where they are until the process ends.
+    check(unsafe { libc::madvise(start as *mut libc::c_void, length, libc::MADV_DONTNEED) } as libc::c_long)?;
+    Ok(())
+}

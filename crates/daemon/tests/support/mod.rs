@@ -21,6 +21,8 @@ pub fn daemon(root: &Path) -> Arc<Daemon> {
     std::fs::create_dir_all(root.join("run")).unwrap();
     Arc::new(Daemon {
         settings: Settings {
+            program: bud_daemon::Program::running().unwrap(),
+            activated: false,
             root: root.to_owned(),
             runtime_dir: root.join("run"),
             address: String::new(),

@@ -32,13 +32,28 @@ pub struct StatusResponse {
     pub snapshotter: ::prost::alloc::string::String,
     #[prost(int64, tag = "14")]
     pub idle_timeout_seconds: i64,
+    /// Which build of the program runs: the time and size of its file; tells builds of one version apart.
+    #[prost(string, tag = "30")]
+    pub build: ::prost::alloc::string::String,
+    /// Whether a service manager handed the socket over and starts the daemon again by itself.
+    #[prost(bool, tag = "31")]
+    pub activated: bool,
+    /// Whether the program's file was replaced since the daemon started.
+    #[prost(bool, tag = "32")]
+    pub replaced: bool,
+    /// Processes of the daemon, itself included; memory_bytes is the sum of their proportional set sizes.
+    #[prost(int32, tag = "33")]
+    pub processes: i32,
 }
+/// With `hand_over` the daemon goes only if nobody but the asker is connected, and loses nobody who connects at that moment.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StopRequest {
     #[prost(bool, tag = "1")]
     pub force: bool,
     #[prost(bool, tag = "2")]
     pub wait: bool,
+    #[prost(bool, tag = "3")]
+    pub hand_over: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StopResponse {

@@ -149,7 +149,16 @@ fn launch(request: Request, context: &Context) -> Option<Running> {
             })
         }
         Err(error) => {
-            fail(error, "clone");
+            let what = match error.raw_os_error() {
+                Some(libc::EAGAIN) => {
+                    "clone: the user's limit on processes is reached (`ulimit -u`, TasksMax= of a service)"
+                }
+                Some(libc::ENOSPC) => {
+                    "clone: a limit on namespaces is reached (sysctl user.max_pid_namespaces and its like)"
+                }
+                _ => "clone",
+            };
+            fail(error, what);
             None
         }
     }

@@ -107,7 +107,13 @@ pub enum EnterError {
 }
 
 fn doing<E: Into<io::Error>>(what: impl Into<String>) -> impl FnOnce(E) -> EnterError {
-    move |source| EnterError::Sys { doing: what.into(), source: source.into() }
+    move |source| {
+        let (mut doing, source) = (what.into(), source.into());
+        if doing == "fork" && source.raw_os_error() == Some(libc::EAGAIN) {
+            doing.push_str(", with the user's limit on processes reached (`ulimit -u`, TasksMax= of a service)");
+        }
+        EnterError::Sys { doing, source }
+    }
 }
 
 /// Enters the user and mount namespaces the daemon lives in. Call it while the process has one thread.
