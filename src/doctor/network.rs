@@ -1,7 +1,6 @@
 //! Networks of steps, names, proxies.
 
 use super::{Check, Machine};
-use bud_sandbox::userns::Distribution;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,7 +9,8 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_millis(80);
 
 pub(super) fn checks(machine: &Machine) -> Vec<Check> {
-    let mut checks = vec![isolation(machine), names(machine)];
+    // Said here until steps can have a network of their own.
+    let mut checks = vec![Check::ok("network of steps", "the host's, with its loopback"), names(machine)];
     checks.extend(proxies(machine));
     checks
 }
@@ -23,39 +23,6 @@ pub(super) fn program(machine: &Machine, name: &str) -> Option<PathBuf> {
         let meta = std::fs::metadata(file);
         meta.is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
     })
-}
-
-/// pasta or slirp4netns: run, to see that it can be.
-fn isolation(machine: &Machine) -> Check {
-    let name = "isolated network";
-    const LOST: &str = "steps share the host's network";
-    let install = match machine.survey.distribution {
-        Distribution::Debian => "sudo apt-get install passt",
-        Distribution::Fedora => "sudo dnf install passt",
-        Distribution::Arch => "sudo pacman -S passt",
-        Distribution::Alpine => "sudo apk add passt",
-        Distribution::Suse => "sudo zypper install passt",
-        Distribution::Unknown => "install pasta (the package passt) or slirp4netns",
-    };
-    for tool in ["pasta", "slirp4netns"] {
-        let Some(path) = program(machine, tool) else { continue };
-        let mut command = std::process::Command::new(&path);
-        command.arg("--version").stdin(std::process::Stdio::null());
-        if !command.output().is_ok_and(|output| output.status.success()) {
-            return Check::degraded(name, format!("{} can't be run", path.display()), LOST, install);
-        }
-        let tun = machine.host.0.join("dev/net/tun");
-        if std::fs::OpenOptions::new().read(true).write(true).open(&tun).is_err() {
-            return Check::degraded(
-                name,
-                "/dev/net/tun can't be opened",
-                LOST,
-                "sudo modprobe tun; in a container: --device /dev/net/tun",
-            );
-        }
-        return Check::ok(name, path.display().to_string());
-    }
-    Check::degraded(name, "neither pasta nor slirp4netns is there", LOST, install)
 }
 
 /// Asks the first resolver for the root of all names.
@@ -115,21 +82,10 @@ fn proxies(machine: &Machine) -> Vec<Check> {
             None => {
                 Check::degraded(name, "is no address", "downloads may fail", format!("export {name}=http://HOST:PORT"))
             }
-            Some(host) if is_loopback(&host) => Check::degraded(
-                name,
-                format!("is on {host}"),
-                "steps in a network of their own can't reach it",
-                "--network=host for builds that need it",
-            ),
             Some(host) => Check::ok(name, format!("{host}; the daemon uses what it was started with")),
         });
     }
     checks
-}
-
-fn is_loopback(host: &str) -> bool {
-    let bare = host.trim_matches(['[', ']']);
-    host == "localhost" || bare.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 #[cfg(test)]
@@ -150,7 +106,8 @@ mod tests {
         ];
         let found = proxies(&machine);
         assert_eq!(named(&found, "http_proxy").status, Status::Ok);
-        assert_eq!(named(&found, "https_proxy").status, Status::Degraded);
+        // Steps have the host's network.
+        assert_eq!(named(&found, "https_proxy").status, Status::Ok);
         assert_eq!(named(&found, "ALL_PROXY").detail, "is no address");
         assert!(!format!("{found:?}").contains("secret"));
     }
@@ -172,20 +129,5 @@ mod tests {
         assert!(names(&machine(root.path())).detail.contains("names no resolver"));
         write(root.path(), "etc/resolv.conf", "search x\nnameserver 127.255.255.1\n");
         assert!(names(&machine(root.path())).detail.contains("127.255.255.1"));
-    }
-
-    #[test]
-    fn programs_for_the_network() {
-        use std::os::unix::fs::PermissionsExt as _;
-        let dir = tempfile::tempdir().unwrap();
-        let root = dir.path();
-        let mut machine = machine(root);
-        assert_eq!(isolation(&machine).fix.as_deref(), Some("sudo apt-get install passt"));
-        write(root, "bin/slirp4netns", "#!/bin/sh\nexit 0\n");
-        std::fs::set_permissions(root.join("bin/slirp4netns"), std::fs::Permissions::from_mode(0o755)).unwrap();
-        machine.environment = vec![("PATH".into(), root.join("bin").display().to_string())];
-        assert!(isolation(&machine).detail.contains("/dev/net/tun"));
-        write(root, "dev/net/tun", "");
-        assert_eq!(isolation(&machine).status, Status::Ok);
     }
 }

@@ -1,12 +1,11 @@
-//! The socket's directory, control groups, limits of processes.
+//! The socket's directory, limits of processes.
 
 use super::{Check, Machine};
 use crate::connect::places::check_socket_dir;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 pub(super) fn checks(machine: &Machine) -> Vec<Check> {
     let mut checks = vec![runtime_dir(machine), socket(machine)];
-    checks.push(cgroups(machine));
     let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
     checks.push(match files {
         Some(few) if few < 4096 => Check::degraded(
@@ -68,79 +67,11 @@ fn socket(machine: &Machine) -> Check {
     }
 }
 
-/// Whether groups with limits can be made below our own, which is tried.
-fn cgroups(machine: &Machine) -> Check {
-    let name = "control groups";
-    const LOST: &str = "steps can't be held to an amount of memory or processors";
-    let line = machine.read("proc/self/cgroup").unwrap_or_default();
-    let Some(own) = line.lines().find_map(|line| line.strip_prefix("0::/")) else {
-        return Check::degraded(name, "version 1", LOST, "start Linux with systemd.unified_cgroup_hierarchy=1");
-    };
-    let root = machine.host.0.join("sys/fs/cgroup");
-    let own = root.join(own);
-    let Some(delegated) = delegated(&own, &root) else {
-        let fix = match machine.host.0.join("run/systemd/system").exists() {
-            true => {
-                "systemd-run --user --scope -p Delegate=yes bash, and there: bud …; or for all logins: \
-                 sudo mkdir -p /etc/systemd/system/user@.service.d && printf '[Service]\\nDelegate=cpu cpuset io memory pids\\n' \
-                 | sudo tee /etc/systemd/system/user@.service.d/delegate.conf && sudo systemctl daemon-reload"
-            }
-            false => {
-                "make a group for the daemon and give it away: sudo mkdir /sys/fs/cgroup/bud && sudo chown -R $(id -u) /sys/fs/cgroup/bud, then move your shell there"
-            }
-        };
-        return Check::degraded(name, "none of yours may be made", LOST, fix);
-    };
-    let controllers = std::fs::read_to_string(delegated.join("cgroup.controllers")).unwrap_or_default();
-    let lacks: Vec<&str> = ["cpu", "memory", "pids"]
-        .into_iter()
-        .filter(|c| !controllers.split_whitespace().any(|has| has == *c))
-        .collect();
-    if lacks.is_empty() {
-        return Check::ok(name, "delegated: cpu, memory, pids");
-    }
-    Check::degraded(
-        name,
-        format!("delegated without {}", lacks.join(", ")),
-        LOST,
-        "sudo mkdir -p /etc/systemd/system/user@.service.d && printf '[Service]\\nDelegate=cpu cpuset io memory pids\\n' \
-         | sudo tee /etc/systemd/system/user@.service.d/delegate.conf && sudo systemctl daemon-reload",
-    )
-}
-
-/// Makes a group for a moment, in our own group or else the one above it (a session's scope lies beside the others).
-fn delegated(own: &Path, root: &Path) -> Option<PathBuf> {
-    let name = format!("bud-doctor-{}", std::process::id());
-    [Some(own), own.parent()].into_iter().flatten().filter(|dir| dir.starts_with(root)).find_map(|dir| {
-        let trial = dir.join(&name);
-        std::fs::create_dir(&trial).ok()?;
-        _ = std::fs::remove_dir(&trial);
-        Some(dir.to_owned())
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::Status;
     use super::super::testing::{machine, write};
     use super::*;
-
-    #[test]
-    fn control_groups() {
-        let dir = tempfile::tempdir().unwrap();
-        let root = dir.path();
-        let machine = machine(root);
-        assert_eq!(cgroups(&machine).detail, "version 1");
-        write(root, "proc/self/cgroup", "0::/user.slice/app\n");
-        let none = cgroups(&machine);
-        assert_eq!((none.status, &*none.detail), (Status::Degraded, "none of yours may be made"));
-        write(root, "run/systemd/system/x", "");
-        assert!(cgroups(&machine).fix.unwrap().contains("user@.service.d"));
-        write(root, "sys/fs/cgroup/user.slice/app/cgroup.controllers", "memory pids\n");
-        assert_eq!(cgroups(&machine).detail, "delegated without cpu");
-        write(root, "sys/fs/cgroup/user.slice/app/cgroup.controllers", "cpuset cpu io memory pids\n");
-        assert_eq!(cgroups(&machine).status, Status::Ok);
-    }
 
     #[test]
     fn without_a_runtime_directory_the_socket_is_in_tmp() {

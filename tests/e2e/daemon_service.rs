@@ -65,10 +65,6 @@ fn sockets_that_are_none_are_refused() {
 
 #[test]
 fn systemd_s_own_activation_works() {
-    if !Path::new("/usr/bin/systemd-socket-activate").exists() {
-        eprintln!("left out: no systemd-socket-activate here");
-        return;
-    }
     let home = Home::sub();
     let mut command = home.command("systemd-socket-activate");
     std::fs::create_dir_all(home.socket().parent().unwrap()).unwrap();

@@ -21,7 +21,7 @@ pub enum ListenError {
     Address(String),
     /// TCP is open to everybody on the machine, or beyond.
     #[error(
-        "{0}: anybody who can connect could run anything: use mutual TLS (--tlscacert, --tlscert, --tlskey), or say \
+        "{0}: anybody who can connect could run anything: use a unix socket, through ssh from elsewhere, or say \
          --insecure-tcp (or BUD_INSECURE_TCP=1) if that is meant"
     )]
     InsecureTcp(String),
