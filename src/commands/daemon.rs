@@ -291,20 +291,36 @@ fn logs(args: &LogsArgs) -> Result<ExitCode> {
 /// Shows what a log gets, without an end.
 fn follow(path: &Path, mut file: std::fs::File) -> Result<std::convert::Infallible> {
     use std::os::unix::fs::MetadataExt as _;
+    let inode = |file: &std::fs::File| file.metadata().map(|meta| meta.ino()).ok();
+    let old = path.with_extension(bud_daemon::OLD_LOG);
     file.seek(SeekFrom::End(0))?;
     loop {
         std::thread::sleep(Duration::from_millis(200));
-        // Looked at before the file is read to its end: what comes into it until it is put aside is shown.
-        let current = std::fs::metadata(path).map(|meta| meta.ino());
-        loop {
-            let mut new = Vec::new();
-            if (&file).take(WINDOW).read_to_end(&mut new)? == 0 {
-                break;
-            }
-            terminal::print(&filter::plain_text(&String::from_utf8_lossy(&new)))?;
+        // Opened before the file is read to its end: what comes into it until it is put aside is shown.
+        let current = std::fs::File::open(path);
+        show_rest(&file)?;
+        let Ok(current) = current else { continue };
+        if inode(&current) == inode(&file) {
+            continue;
         }
-        if current.is_ok_and(|inode| file.metadata().is_ok_and(|meta| meta.ino() != inode)) {
-            file = std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+        // Put aside twice since the last look: what came between is in the old file. (What came before that is gone.)
+        if let Ok(between) = std::fs::File::open(&old)
+            && inode(&between) != inode(&file)
+            && inode(&between) != inode(&current)
+        {
+            show_rest(&between)?;
         }
+        file = current;
+    }
+}
+
+/// Shows what a log has from where it is read.
+fn show_rest(mut file: &std::fs::File) -> Result<()> {
+    loop {
+        let mut new = Vec::new();
+        if file.take(WINDOW).read_to_end(&mut new)? == 0 {
+            return Ok(());
+        }
+        terminal::print(&filter::plain_text(&String::from_utf8_lossy(&new)))?;
     }
 }
