@@ -315,7 +315,7 @@ fn follow(path: &Path, mut file: std::fs::File) -> Result<std::convert::Infallib
 }
 
 /// Shows what a log has from where it is read.
-fn show_rest(mut file: &std::fs::File) -> Result<()> {
+fn show_rest(file: &std::fs::File) -> Result<()> {
     loop {
         let mut new = Vec::new();
         if file.take(WINDOW).read_to_end(&mut new)? == 0 {
