@@ -26,3 +26,4 @@ mod results;
 mod rootless;
 mod sandbox;
 mod security;
+mod storage;

@@ -107,13 +107,20 @@ pub fn run(mut options: Options) -> Result<(), StartError> {
     let cores = std::thread::available_parallelism().map_or(*WORKERS.start(), usize::from);
     let workers = cores.clamp(*WORKERS.start(), *WORKERS.end());
     limits::check_threads(workers).map_err(StartError::Options)?;
-    let store = Store::open(&root, bud_store::Options::default())?;
+    let store_options = bud_store::Options {
+        native: options.snapshotter == Snapshotter::Native,
+        require_overlay: options.snapshotter == Snapshotter::Overlayfs,
+        ..bud_store::Options::default()
+    };
+    let store = Store::open(&root, store_options)?;
+    store.try_overlay()?;
     bud_sandbox::overlay::make_base_layer(&root.join(BASE_LAYER)).map_err(io("make the layer of mount points"))?;
     for warning in store.warnings() {
         tracing::warn!("{warning}");
     }
-    let mode = identity.mode.shown();
-    let mut settings = settings(&options, &config, &root, program, mode, identity.notices.clone())?;
+    let notices: Vec<String> = identity.notices.iter().cloned().chain(store.overlay_refusal()).collect();
+    let snapshotter = if store.is_native() { "native" } else { "overlayfs" };
+    let mut settings = settings(&options, &config, &root, program, identity.mode.shown(), snapshotter, notices)?;
     let history = History::new(&store).map_err(io("make the directory of build records"))?;
     // Sockets are bound before the runtime exists: the umask is the process's.
     let sockets = serve::bind(&mut options)?;
@@ -185,6 +192,7 @@ fn settings(
     root: &Path,
     program: Program,
     mode: &str,
+    snapshotter: &str,
     notices: Vec<String>,
 ) -> Result<Settings, StartError> {
     let runtime_dir = root.join("run");
@@ -199,9 +207,6 @@ fn settings(
     entitlements.extend(options.entitlements.iter().chain(&config.insecure_entitlements).cloned());
     let mut labels: Vec<(String, String)> = config.worker.oci.labels.clone().into_iter().collect();
     labels.extend(options.labels.iter().cloned());
-    if options.snapshotter == Snapshotter::Native {
-        return Err(StartError::Options("the native snapshotter is not supported yet: overlayfs is needed".into()));
-    }
     let collects = options.gc.or(config.worker.oci.gc).unwrap_or(true);
     let disk = rustix::fs::statvfs(root).map_or(0, |s| s.f_blocks.saturating_mul(s.f_frsize));
     let gc_policies = crate::gc::policy::policies(options.gc_limits, &config.worker.oci, disk)
@@ -220,7 +225,7 @@ fn settings(
         network: options.network.clone(),
         no_process_sandbox: options.no_process_sandbox,
         mode: mode.to_owned(),
-        snapshotter: "overlayfs".into(),
+        snapshotter: snapshotter.to_owned(),
         notices,
         started: SystemTime::now(),
         worker_id: Digest::of(format!("worker:{}", root.display())).hex()[..25].to_owned(),

@@ -6,7 +6,7 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -60,7 +60,7 @@ pub struct Trial {
     pub overlay: Outcome,
     /// Attributes of files (`user.*`) there.
     pub xattrs: Outcome,
-    /// Running a program from such an overlay.
+    /// Running a program from such an overlay; from the directory itself where there are no overlays.
     pub exec: Outcome,
 }
 
@@ -182,21 +182,24 @@ fn overlay(scratch: &Path, trial: &mut Trial) {
         && fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).is_ok();
     trial.xattrs = Outcome::of(rustix::fs::setxattr(&lower, "user.bud.trial", b"1", XattrFlags::empty()));
     let overlay = Overlay { lowers: vec![lower], upper: Some(upper.clone()), work: Some(work), volatile: false };
-    let mount = match overlay.mount(MountApi::from_environment()) {
-        Ok(mount) => mount,
+    let run = |path: PathBuf| {
+        let mut command = Command::new(path);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Outcome::of(command.status())
+    };
+    match overlay.mount(MountApi::from_environment()) {
+        Ok(mount) => {
+            trial.overlay = Outcome::of(change(&mount, &upper));
+            if has_program {
+                trial.exec = run(format!("/proc/self/fd/{}/true", mount.as_raw_fd()).into());
+            }
+        }
         Err(error) => {
             trial.overlay = Outcome::Fails(error.to_string());
-            return;
+            if has_program {
+                trial.exec = run(program);
+            }
         }
-    };
-    trial.overlay = match change(&mount, &upper) {
-        Ok(()) => Outcome::Works,
-        Err(error) => Outcome::Fails(error.to_string()),
-    };
-    if has_program {
-        let mut command = Command::new(format!("/proc/self/fd/{}/true", mount.as_raw_fd()));
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        trial.exec = Outcome::of(command.status());
     }
 }
 

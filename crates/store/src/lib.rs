@@ -21,6 +21,9 @@ mod gc_tests;
 pub mod image;
 pub mod layer;
 mod merge;
+pub mod native;
+#[cfg(test)]
+mod native_tests;
 #[cfg(test)]
 mod properties;
 pub mod prune;
@@ -42,6 +45,7 @@ pub use cachemount::{CacheMount, CacheObject, Sharing};
 pub use context::ContextTree;
 pub use error::StoreError;
 pub use image::StoredImage;
+pub use native::View;
 pub use prune::{PrunePolicy, Pruned};
 pub use record::{CacheKey, Info, Record, RecordId, RecordType};
 pub use snapshot::{LayerDraft, LayerId, Pin, Snapshot};

@@ -162,6 +162,7 @@ impl Store {
             has_work: AtomicBool::new(false),
             has_root_looks: false,
             notes: Mutex::default(),
+            private: Mutex::default(),
             pin,
             kept: false,
         };
@@ -360,6 +361,8 @@ pub struct LayerDraft {
     /// The root's looks came from an archive.
     pub(crate) has_root_looks: bool,
     pub(crate) notes: Mutex<Notes>,
+    /// A step's own copy, where there are no overlays.
+    pub(crate) private: Mutex<Option<crate::native::Private>>,
     pin: Pin,
     kept: bool,
 }
@@ -480,6 +483,7 @@ impl LayerDraft {
     /// # Errors
     /// The disk or the database fails; the layer is removed then.
     pub fn commit(mut self, info: &Info) -> Result<(Snapshot, Pin), StoreError> {
+        self.gather().map_err(|e| StoreError::Layer(Box::new(crate::layer::LayerError::File(e))))?;
         crate::layer::settle(&self).map_err(|e| StoreError::Layer(Box::new(e)))?;
         if self.has_work.load(Ordering::Relaxed) {
             // Not here: file systems take milliseconds to remove a directory that was made just now.

@@ -53,14 +53,16 @@ pub struct Options {
     pub reserve: u64,
     /// Removes leftovers in the background at the start, and syncs now and then.
     pub upkeep: bool,
-    /// Mounts no overlays, as on a machine that refuses them: trees are directories of hard links, which takes time for each
-    /// step. Steps that run commands can't be done then.
+    /// Mounts no overlays, as on a machine that refuses them: trees are directories of hard links, and a step that runs a
+    /// command gets a copy, which takes time for each step.
     pub native: bool,
+    /// Copies nothing where overlays are refused: that is an error then.
+    pub require_overlay: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { reserve: 64 << 20, upkeep: true, native: false }
+        Self { reserve: 64 << 20, upkeep: true, native: false, require_overlay: false }
     }
 }
 
@@ -84,6 +86,7 @@ pub struct Store {
     touched: Mutex<HashMap<LayerId, u32>>,
     synced_changes: AtomicI64,
     overlay_refused: AtomicBool,
+    refusal: Mutex<Option<String>>,
 }
 
 struct IdRange {
@@ -154,6 +157,7 @@ impl Store {
             touched: Mutex::default(),
             synced_changes: AtomicI64::new(0),
             overlay_refused: AtomicBool::new(false),
+            refusal: Mutex::default(),
             options,
         });
         store.blobs.attach(&store);
@@ -188,11 +192,46 @@ impl Store {
         self.options.native || self.overlay_refused.load(Ordering::Relaxed)
     }
 
+    pub(crate) fn requires_overlay(&self) -> bool {
+        self.options.require_overlay
+    }
+
     /// Notes that this machine refuses overlays.
     pub(crate) fn refuse_overlay(&self, error: &str) {
         if !self.overlay_refused.swap(true, Ordering::Relaxed) {
-            tracing::warn!("overlays can't be mounted here ({error}): copying layers instead, which is slow");
+            let said = format!(
+                "overlays can't be mounted here ({error}): layers are copied instead, so each RUN takes the time and the \
+                 space of a copy of its image; {}",
+                crate::native::remedy()
+            );
+            tracing::warn!("{said}");
+            lock(&self.refusal).get_or_insert(said);
         }
+    }
+
+    /// Returns what to tell the user about refused overlays, if they were.
+    #[must_use]
+    pub fn overlay_refusal(&self) -> Option<String> {
+        lock(&self.refusal).clone()
+    }
+
+    /// Tells whether overlays worked since the machine started, for a process with these IDs.
+    pub(crate) fn remembers_overlay(&self) -> bool {
+        let known: Result<Option<String>, _> = meta(&self.database(), "overlay_worked");
+        known.is_ok_and(|known| known.is_some_and(|known| known == overlay_mark()))
+    }
+
+    pub(crate) fn remember_overlay(&self) -> Result<(), StoreError> {
+        Ok(set_meta(&self.database(), "overlay_worked", overlay_mark())?)
+    }
+
+    /// Tells whether layers may have links where overlays have whiteouts.
+    pub(crate) fn has_links_for_whiteouts(&self) -> Result<bool, StoreError> {
+        Ok(meta(&self.database(), "whiteouts_are_links")?.unwrap_or(false))
+    }
+
+    pub(crate) fn note_links_for_whiteouts(&self) -> Result<(), StoreError> {
+        Ok(set_meta(&self.database(), "whiteouts_are_links", true)?)
     }
 
     pub(crate) fn layers_dir(&self) -> PathBuf {
@@ -455,6 +494,13 @@ fn upkeep_in_background(store: &Arc<Store>, reserved: i64) {
 fn largest_layer(layers: &Path) -> i64 {
     let Ok(entries) = std::fs::read_dir(layers) else { return 0 };
     entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).max().unwrap_or(0)
+}
+
+/// Says since when, and for which mapped IDs, an answer about this machine holds.
+fn overlay_mark() -> String {
+    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+    let ids = read("/proc/self/uid_map").split_whitespace().collect::<Vec<_>>().join(" ");
+    format!("{} {ids}", read("/proc/sys/kernel/random/boot_id").trim())
 }
 
 fn meta<T: rusqlite::types::FromSql>(db: &Connection, key: &str) -> Result<Option<T>, rusqlite::Error> {

@@ -147,8 +147,16 @@ impl UnionDir {
     }
 }
 
+/// Where a link leads that stands for a whiteout. A file system that is an overlay itself (a container's own) keeps no others; the layers
+/// that have such links are never mounted, but laid together in copies.
+const HIDDEN: &[u8] = b"\x01bud: hides what is below\x01";
+
 pub(crate) fn is_whiteout(node: &Node) -> bool {
-    matches!(node.kind, Kind::Device { block: false }) && node.meta.rdev == 0
+    match &node.kind {
+        Kind::Device { block: false } => node.meta.rdev == 0,
+        Kind::Link(target) => **target == *HIDDEN,
+        _ => false,
+    }
 }
 
 pub(crate) fn is_opaque(dir: &OwnedFd) -> bool {
@@ -162,6 +170,14 @@ pub(crate) fn set_opaque(dir: &OwnedFd) -> Result<(), Errno> {
 
 /// Makes the device 0:0 that hides a name of the layers below.
 pub(crate) fn make_whiteout(dir: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
+    match make_whiteout_device(dir, name) {
+        Err(Errno::PERM | Errno::OPNOTSUPP) => rustix::fs::symlinkat(HIDDEN, dir, name),
+        made => made,
+    }
+}
+
+/// Makes a whiteout as the kernel's overlays have it.
+pub(crate) fn make_whiteout_device(dir: impl AsFd, name: &[u8]) -> Result<(), Errno> {
     rustix::fs::mknodat(dir, name, rustix::fs::FileType::CharacterDevice, Mode::empty(), 0)
 }
 

@@ -237,7 +237,13 @@ async fn bring(origin: &Origin, wanted: &Descriptor, cx: &SourceCx) -> Result<Un
     let state = Arc::clone(&feed.state);
     let unpacking = {
         let cancel = cancel.clone();
-        AbortOnDropHandle::new(tokio::task::spawn_blocking(move || unpack(&store, feed, &cancel)))
+        let state = Arc::clone(&feed.state);
+        AbortOnDropHandle::new(tokio::task::spawn_blocking(move || {
+            let unpacked = unpack(&store, feed, &cancel);
+            // A layer that can't be unpacked is perhaps not the one that was asked for: its digest tells, so all of it is read.
+            let kept = keep_rest(&state, &cancel);
+            (unpacked, kept)
+        }))
     };
     let download = async {
         let mut chunks = origin.blob(wanted).await?;
@@ -247,7 +253,7 @@ async fn bring(origin: &Origin, wanted: &Descriptor, cx: &SourceCx) -> Result<Un
             received += chunk.len() as u64;
             downloading.set(received);
             if send.send(chunk).await.is_err() {
-                // Unpacking ended early; what it says counts.
+                // The bytes can't be kept; what is said of that counts.
                 return Ok(());
             }
         }
@@ -257,21 +263,43 @@ async fn bring(origin: &Origin, wanted: &Descriptor, cx: &SourceCx) -> Result<Un
     let downloaded: Result<(), BuildError> = download.await;
     drop(downloading);
     let _extracting = cx.progress.status(format!("extracting {id}"));
-    let unpacked = unpacking.await.map_err(|e| BuildError::other(format!("unpacking {id}: {e}")))?;
+    let (unpacked, kept) = unpacking.await.map_err(|e| BuildError::other(format!("unpacking {id}: {e}")))?;
     downloaded?;
-    let unpacked = unpacked.map_err(|e| e.context(format!("unpack layer {id}")))?;
     let (digest, size) = (wanted.digest, wanted.size);
-    // The layer is kept only if the compressed bytes were those asked for.
-    blocking(move || {
+    // The layer is kept only if the compressed bytes were those asked for; if they weren't, that is what went wrong.
+    if unpacked.as_ref().is_err_and(|error| error.code == tonic::Code::Cancelled) {
+        return unpacked;
+    }
+    let checked = blocking(move || {
+        kept.map_err(|e| BuildError::other(format!("write blob {digest}: {e}")))?;
         let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut writer = state.writer.take().ok_or_else(|| BuildError::other("a layer's blob is gone"))?;
-        while let Some(chunk) = state.chunks.blocking_recv() {
-            writer.write_all(&chunk).map_err(|e| BuildError::other(format!("write blob {digest}: {e}")))?;
-        }
-        writer.commit(Some(&digest), Some(size)).map_err(store_error)?;
-        Ok(unpacked)
+        // Without a writer, the disk refused, and unpacking said so.
+        let Some(writer) = state.writer.take() else { return Ok(None) };
+        writer.commit(Some(&digest), Some(size)).map(Some).map_err(store_error)
     })
-    .await
+    .await;
+    match (unpacked, checked) {
+        (unpacked, Ok(_)) => unpacked.map_err(|e| e.context(format!("unpack layer {id}"))),
+        (_, Err(error)) => Err(error.context(format!("layer {id}"))),
+    }
+}
+
+/// Writes what unpacking left of a layer to its blob's file.
+fn keep_rest(state: &Mutex<FeedState>, cancel: &CancellationToken) -> std::io::Result<()> {
+    let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+    let FeedState { chunks, writer } = &mut *state;
+    let written = (|| {
+        while let Some(chunk) = chunks.blocking_recv() {
+            match writer {
+                Some(writer) if !cancel.is_cancelled() => writer.write_all(&chunk)?,
+                _ => break,
+            }
+        }
+        Ok(())
+    })();
+    // A sender that waits ends with this.
+    chunks.close();
+    written
 }
 
 /// Unpacks a compressed layer into a draft of its own.
@@ -297,13 +325,6 @@ struct Feed {
     current: Bytes,
 }
 
-/// Ends the download when unpacking ends, even early.
-impl Drop for Feed {
-    fn drop(&mut self) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).chunks.close();
-    }
-}
-
 struct FeedState {
     chunks: mpsc::Receiver<Bytes>,
     writer: Option<BlobWriter>,
@@ -315,7 +336,13 @@ impl Read for Feed {
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
             let Some(chunk) = state.chunks.blocking_recv() else { return Ok(0) };
             match &mut state.writer {
-                Some(writer) => writer.write_all(&chunk)?,
+                Some(writer) => {
+                    if let Err(error) = writer.write_all(&chunk) {
+                        // What is not whole has no digest worth a word.
+                        state.writer = None;
+                        return Err(error);
+                    }
+                }
                 None => return Err(Error::new(ErrorKind::BrokenPipe, "nobody keeps the layer")),
             }
             self.current = chunk;

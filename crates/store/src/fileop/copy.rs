@@ -4,11 +4,11 @@ use crate::fileop::copytree::copy_tree;
 use crate::fileop::mode::Change;
 use crate::fileop::simple::{create_file, create_file_as, make_link, set_looks_of_name};
 use crate::fileop::{Copy, FileOpError, Owner, Stats, shown};
-use crate::scan::{Kind, Meta, Node};
+use crate::scan::{Kind, Meta, Node, scan};
 use crate::snapshot::LayerDraft;
 use crate::source::{Found, split};
 use crate::store::Store;
-use crate::tree::Source;
+use crate::tree::{Source, Tree};
 use crate::union::{NewDirs, Spot, Union, UnionDir, copy_xattrs, current, timespec_of_ns};
 use crate::{Observer, filecopy};
 use bud_patterns::Filter;
@@ -50,6 +50,26 @@ pub fn copy_to_directory(
     let notes = Mutex::default();
     let union = Union::of_directory(fd, &notes);
     Job::new(&union, store, source, copy, observer)?.run()
+}
+
+/// Copies a whole tree over a directory; of hard links, each becomes a file.
+pub(crate) fn copy_apart(store: &Store, dir: &Path, tree: &Tree, observer: &dyn Observer) -> Result<(), FileOpError> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let open = |dir: &Path| rustix::fs::open(dir, flags, Mode::empty()).map_err(|e| FileOpError::io("open", b"/", e));
+    let notes = Mutex::default();
+    let union = Union::of_directory(open(dir)?, &notes);
+    let copy = Copy { always_replace_existing_dest_paths: true, ..Copy::default() };
+    let source = Source::Tree(tree);
+    let mut node = scan(source.open_dir(b"")?, b"", &Filter::all())?;
+    let mut waiting = vec![&mut node];
+    while let Some(node) = waiting.pop() {
+        node.meta.nlink = 1;
+        if let Kind::Dir(children) = &mut node.kind {
+            waiting.extend(children);
+        }
+    }
+    Job::new(&union, store, source, &copy, observer)?
+        .copy_loaded(&Found { path: Vec::new(), node: std::borrow::Cow::Owned(node) })
 }
 
 /// Cleans a path as the reference does: absolute, but a `/` or `/.` at the end is kept.

@@ -14,6 +14,7 @@ mod tests;
 mod unpack;
 
 pub use account::{lookup_group, lookup_user};
+pub(crate) use copy::copy_apart;
 pub use copy::{copy, copy_to_directory};
 pub use diff::diff;
 pub(crate) use simple::{create_file, make_link, set_looks_of_name};

@@ -10,7 +10,7 @@ use bud_protocol::pb;
 use bud_protocol::pb::MountType;
 use bud_sandbox::{Mount, MountKind, Rootfs};
 use bud_session::daemon::SshForward;
-use bud_store::{CacheMount, Info, LayerDraft, RecordType, Sharing, Snapshot, Store};
+use bud_store::{CacheMount, Info, LayerDraft, RecordType, Sharing, Snapshot, Store, View};
 use rustix::fs::OFlags;
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
@@ -103,6 +103,7 @@ pub async fn prepare(cx: &OpCx, vertex: &Vertex, op: &pb::ExecOp, inputs: Vec<Va
     let work = Work {
         store: cx.daemon.store.clone(),
         op: op.clone(),
+        base_layer: cx.daemon.settings.root.join(crate::start::BASE_LAYER),
         clear_caches: vertex.ignore_cache,
         outputs: vec![None; vertex.outputs()],
     };
@@ -134,6 +135,7 @@ async fn agent(cx: &OpCx, options: &pb::SshOpt) -> Result<Option<(MountKind, Ssh
 struct Work {
     store: Arc<Store>,
     op: pb::ExecOp,
+    base_layer: std::path::PathBuf,
     clear_caches: bool,
     outputs: Outputs,
 }
@@ -177,7 +179,7 @@ impl Work {
                     Some(MountKind::Tmpfs { size, mode: 0o1777 })
                 }
                 Ok(MountType::Cache) => Some(self.cache(mount, &input, &mut prepared, stop)?),
-                _ => self.bind(mount, &input, &mut prepared)?,
+                _ => self.bind(mount, &input, &mut prepared, stop)?,
             };
             if let Some(kind) = kind {
                 prepared.mounts.push(Mount { dest: mount.dest.clone(), kind });
@@ -192,36 +194,45 @@ impl Work {
         mount: &pb::Mount,
         input: &Snapshot,
         prepared: &mut Prepared,
+        stop: &Stop<'_>,
     ) -> Result<Option<MountKind>, BuildError> {
+        let base = (mount.dest == "/").then_some(self.base_layer.as_path());
         let output = usize::try_from(mount.output).ok();
-        let overlay = if mount.readonly {
+        let view = if mount.readonly {
             if let Some(output) = output {
                 prepared.outputs[output] = Some(Value::stored(&self.store, input.clone()).map_err(store_error)?);
             }
             if mount.dest == "/" {
                 // The sandbox needs places for its own mounts before it makes the root read-only; they are thrown away.
                 let draft = self.store.draft(input).map_err(store_error)?;
-                let overlay = draft.overlay();
+                let view = draft.writable(base, stop).map_err(file_error)?;
                 prepared.drafts.push((draft, None));
-                overlay
+                view
             } else {
-                self.store.overlay(input)
+                self.store.view(input).map_err(store_error)?
             }
         } else {
             let draft = self.store.draft(input).map_err(store_error)?;
-            let overlay = draft.overlay();
+            let view = draft.writable(base, stop).map_err(file_error)?;
             prepared.drafts.push((draft, output));
-            overlay
+            view
         };
         if mount.dest == "/" {
             if !matches!(mount.selector.as_str(), "" | "/") {
                 return Err(BuildError::invalid("the root mount can't have a selector"));
             }
             prepared.readonly = mount.readonly;
-            prepared.rootfs = Rootfs::Overlay(overlay);
+            prepared.rootfs = match view {
+                View::Overlay(overlay) => Rootfs::Overlay(overlay),
+                View::Directory(path) => Rootfs::Dir(path),
+            };
             return Ok(None);
         }
-        Ok(Some(MountKind::Overlay { overlay, selector: mount.selector.clone(), readonly: mount.readonly }))
+        let (selector, readonly) = (mount.selector.clone(), mount.readonly);
+        Ok(Some(match view {
+            View::Overlay(overlay) => MountKind::Overlay { overlay, selector, readonly },
+            View::Directory(source) => MountKind::Bind { source, selector, readonly },
+        }))
     }
 
     fn cache(
