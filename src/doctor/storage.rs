@@ -164,11 +164,9 @@ mod tests {
         machine.trial.exec = Outcome::Fails("permission denied".into());
         machine.trial.xattrs = Outcome::Fails("not supported".into());
         let found = checks(&machine);
-        for (name, status) in [
-            ("overlayfs", Status::Degraded),
-            ("programs", Status::Broken),
-            ("file attributes", Status::Broken),
-        ] {
+        for (name, status) in
+            [("overlayfs", Status::Degraded), ("programs", Status::Broken), ("file attributes", Status::Broken)]
+        {
             assert_eq!(named(&found, name).status, status, "{name}");
             assert!(named(&found, name).fix.is_some());
         }

@@ -18,7 +18,8 @@ impl Daemon {
         std::fs::create_dir_all(home.state_root()).unwrap();
         let mut command = home.command("unshare");
         let user = home.user;
-        let script = format!("set -e; {script}; exec setpriv --reuid {} --regid {} --init-groups \"$@\"", user.uid, user.gid);
+        let script =
+            format!("set -e; {script}; exec setpriv --reuid {} --regid {} --init-groups \"$@\"", user.uid, user.gid);
         command.uid(0).gid(0).env("STATE", home.state_root()).args(["--mount", "sh", "-c", &script, "sh"]).arg(bud());
         Self::start_by(command, home, flags, &[])
     }
@@ -143,7 +144,12 @@ fn who_has_one_id_works_in_copies_too() {
 fn the_doctor_says_what_copies_cost() {
     let home = Home::sub();
     std::fs::create_dir_all(home.state_root()).unwrap();
-    let script = format!("{}; exec setpriv --reuid {} --regid {} --init-groups \"$@\"", on_overlay(&home), home.user.uid, home.user.gid);
+    let script = format!(
+        "{}; exec setpriv --reuid {} --regid {} --init-groups \"$@\"",
+        on_overlay(&home),
+        home.user.uid,
+        home.user.gid
+    );
     let mut command = home.command("unshare");
     command.uid(0).gid(0).env("STATE", home.state_root()).args(["--mount", "sh", "-c", &script, "sh"]).arg(bud());
     // A build would work.
