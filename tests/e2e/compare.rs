@@ -6,10 +6,15 @@ use std::path::Path;
 use std::process::Command;
 
 fn build(home: &Home, case: &Path) -> Result<(), String> {
+    let facts = std::fs::read(case.join("facts.json")).map_err(|e| format!("no facts: {e}"))?;
+    differences("", &crate::harness::json(&facts), &facts_of(home, case, &[])?).map_or(Ok(()), Err)
+}
+
+/// Builds a case with these flags and returns what is in its image: the config, and the entries of the layers above the base.
+pub fn facts_of(home: &Home, case: &Path, flags: &[&str]) -> Result<serde_json::Value, String> {
     let context = home.context(&[]);
     let status = Command::new("cp").arg("-a").arg("--").arg(case.join(".")).arg(&context).status().expect("cp runs");
     assert!(status.success());
-    let facts = std::fs::read(context.join("facts.json")).map_err(|e| format!("no facts: {e}"))?;
     let options = std::fs::read(context.join("options.json")).unwrap_or_else(|_| b"[]".to_vec());
     for extra in ["facts.json", "options.json"] {
         let _ = std::fs::remove_file(context.join(extra));
@@ -24,7 +29,7 @@ fn build(home: &Home, case: &Path) -> Result<(), String> {
     assert!(status.success());
     let tar = context.with_extension("tar");
     let mut command = home.bud_command(["--progress", "plain", "-o"]);
-    command.arg(format!("type=oci,dest={}", tar.display()));
+    command.arg(format!("type=oci,dest={}", tar.display())).args(flags);
     let options: Vec<String> = serde_json::from_slice(&options).map_err(|e| e.to_string())?;
     for option in options.iter().filter(|o| *o != "--opt") {
         let (key, value) = option.split_once('=').ok_or("an option has a value")?;
@@ -49,12 +54,11 @@ fn build(home: &Home, case: &Path) -> Result<(), String> {
     if !out.status.success() {
         return Err(String::from_utf8_lossy(&out.stderr).into_owned());
     }
-    let (expected, got) = (crate::harness::json(&facts), crate::harness::json(&out.stdout));
-    differences("", &expected, &got).map_or(Ok(()), Err)
+    Ok(crate::harness::json(&out.stdout))
 }
 
 /// Lists where two JSON values differ, by path.
-fn differences(path: &str, expected: &serde_json::Value, got: &serde_json::Value) -> Option<String> {
+pub fn differences(path: &str, expected: &serde_json::Value, got: &serde_json::Value) -> Option<String> {
     use serde_json::Value::{Array, Object};
     let mut found = Vec::new();
     match (expected, got) {

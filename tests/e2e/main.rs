@@ -24,6 +24,7 @@ mod recorded_buildkitd;
 mod replay;
 mod results;
 mod rootless;
+mod rootless_same;
 mod sandbox;
 mod security;
 mod storage;

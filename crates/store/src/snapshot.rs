@@ -317,6 +317,14 @@ impl Notes {
         lay_over(shown, self.owners.clone(), upper)
     }
 
+    /// Follows a second name that a file of the draft got.
+    pub(crate) fn share_owner(&mut self, from: &[u8], to: &[u8]) {
+        match self.owners.get(from).copied() {
+            Some(owner) => self.owners.insert(to.to_vec(), owner),
+            None => self.owners.remove(to),
+        };
+    }
+
     /// Forgets a path and what is below it.
     pub(crate) fn forget(&mut self, path: &[u8]) {
         let is_in = |p: &Vec<u8>| p.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest[0] == b'/');

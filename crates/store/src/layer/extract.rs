@@ -409,7 +409,10 @@ pub(crate) fn link(union: &Union<'_>, from: &mut Spot, to: &Spot) -> Result<(), 
     }
     let target = to.dir()?.upper_fd().map_err(|e| fail("open", e))?;
     rustix::fs::linkat(source_fd.as_fd(), from.name.as_slice(), target.as_fd(), to.name.as_slice(), AtFlags::empty())
-        .map_err(|e| fail("create the hard link", e))
+        .map_err(|e| fail("create the hard link", e))?;
+    // One file, one owner, whichever of its names is asked.
+    lock(union.notes()).share_owner(&from.path(), &path);
+    Ok(())
 }
 
 /// Copies a file that is below the draft into it, looking as it did.
