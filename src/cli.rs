@@ -35,7 +35,7 @@ Examples:
   bud -f web.Dockerfile --target dev .  another Dockerfile, one of its stages
   bud -o out .                          write the result's files to ./out
   bud --push -t ghcr.io/me/app:1 .      build and push
-  curl -sL https://… | bud -t foo -     a Dockerfile or a tar of the context from stdin
+  curl -sL https://… | bud -t foo -     a Dockerfile or a context's tar on stdin
 
 No daemon runs yet? bud starts one by itself; `bud daemon status` shows it.";
 
@@ -61,9 +61,6 @@ pub enum Command {
     Daemon(Box<daemon::DaemonArgs>),
     /// Check whether this machine can build, by trying, and say what mends it
     Doctor(manage::DoctorArgs),
-    /// Write the shell completions into a folder
-    #[command(hide = true)]
-    Completions(manage::CompletionsArgs),
 }
 
 /// Where the daemon is; for every command that speaks with it.
@@ -108,6 +105,11 @@ impl Cli {
             .unwrap_or_default();
         if called_as == "buildkitd" {
             args.insert(1, "daemon".into());
+        }
+        // `bud help build` is `bud build -h`: a line for a flag, where there is room.
+        if args.get(1).is_some_and(|word| word == "help") {
+            args.remove(1);
+            args.push("-h".into());
         }
         Self::try_parse_from(args)
     }
@@ -173,6 +175,15 @@ mod tests {
     }
 
     #[test]
+    fn help_is_a_command() {
+        let said = |line: &str| parse(line).unwrap_err().to_string();
+        assert_eq!(said("bud help"), said("bud -h"));
+        assert_eq!(said("bud help build"), said("bud build -h"));
+        assert_eq!(said("bud help daemon stop"), said("bud daemon stop -h"));
+        assert!(said("bud help nothing").contains("Usage"));
+    }
+
+    #[test]
     fn daemon_has_commands() {
         let cli = parse("bud daemon stop --force").unwrap();
         let Some(Command::Daemon(args)) = cli.command else { panic!("not the daemon") };
@@ -201,5 +212,105 @@ mod help {
     #[test]
     fn a_wrong_flag_names_the_right_one() {
         insta::assert_snapshot!(text(&["bud", "--traget", "x", "."]));
+    }
+}
+
+#[cfg(test)]
+mod man {
+    use super::*;
+    use std::path::Path;
+
+    const PLACES: &str = r"
+.SH ENVIRONMENT
+.TP
+BUILDKIT_HOST
+The daemon's address, as \-\-buildkit\-addr
+.TP
+BUD_LOAD
+never: load no image into Docker or Podman unless \-\-load says so
+.TP
+BUD_USERNS
+As \-\-userns
+.TP
+BUD_IDLE_TIMEOUT
+How long a daemon that bud starts stays without work, such as 2h [default: 30m]
+.TP
+DOCKER_HOST, DOCKER_CONTEXT
+The Docker that images are loaded into
+.SH FILES
+.TP
+$XDG_RUNTIME_DIR/buildkit/buildkitd.sock
+The daemon's socket
+.TP
+~/.local/share/bud
+The daemon's state: images, cache, daemon.log
+.TP
+~/.config/buildkit/buildkitd.toml
+Registries, mirrors, garbage collection, in BuildKit's format
+.TP
+~/.docker/config.json
+Credentials for registries
+.SH EXIT STATUS
+0: done. 1: the build or command failed. 2: the command line is wrong. 128 and the signal's number: stopped by a signal.
+";
+
+    /// The pages: one for `bud`, one for each command below it.
+    fn pages() -> Vec<(String, Vec<u8>)> {
+        let mut root = command("bud");
+        root.build();
+        let mut pages = Vec::new();
+        add(&root, "bud", &mut pages);
+        pages
+    }
+
+    fn add(command: &clap::Command, name: &str, pages: &mut Vec<(String, Vec<u8>)>) {
+        pages.push((format!("{name}.1"), page(command.clone().display_name(name))));
+        for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
+            add(sub, &format!("{name}-{}", sub.get_name()), pages);
+        }
+    }
+
+    fn page(command: clap::Command) -> Vec<u8> {
+        let has_examples = command.get_after_help().is_some();
+        let (is_root, commands) = (command.get_name() == "bud", command.has_subcommands());
+        let man = clap_mangen::Man::new(command).source("bud").manual("bud");
+        let mut text = Vec::new();
+        man.render_title(&mut text).unwrap();
+        man.render_name_section(&mut text).unwrap();
+        man.render_synopsis_section(&mut text).unwrap();
+        man.render_description_section(&mut text).unwrap();
+        man.render_options_section(&mut text).unwrap();
+        if commands {
+            man.render_subcommands_section(&mut text).unwrap();
+        }
+        if has_examples {
+            let examples = EXAMPLES.trim_start_matches("Examples:\n").replace('\\', r"\e").replace('-', r"\-");
+            text.extend(format!(".SH EXAMPLES\n.nf\n{examples}\n.fi\n").as_bytes());
+        }
+        if is_root {
+            text.extend(PLACES.trim_start().as_bytes());
+        }
+        text
+    }
+
+    #[test]
+    fn the_pages_in_the_repository_are_current() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("man");
+        let pages = pages();
+        let is_page = |name: &std::ffi::OsStr| pages.iter().any(|(file, _)| name == file.as_str());
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let name = entry.unwrap().file_name();
+            assert!(is_page(&name), "man/{} belongs to no command", name.display());
+        }
+        for (file, text) in pages {
+            if std::env::var_os("BUD_UPDATE").is_some() {
+                std::fs::write(folder.join(&file), &text).unwrap();
+            }
+            let found = std::fs::read(folder.join(&file)).unwrap_or_default();
+            assert!(
+                found == text,
+                "man/{file} is not current: run `BUD_UPDATE=1 cargo test -p build-using-dockerfile --lib man`"
+            );
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 mod build;
 mod cache;
-mod completions;
+mod complete;
 mod daemon;
 mod images;
 mod space;
@@ -16,6 +16,9 @@ use std::time::Duration;
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|word| word == complete::NAME) {
+        return complete::run(std::env::args_os().skip(2));
+    }
     let cli = match Cli::from_args(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => {
@@ -34,7 +37,6 @@ pub fn main() -> ExitCode {
         Some(Command::Cache(command)) => block_on(cache::run(command)),
         Some(Command::Daemon(args)) => daemon::run(*args),
         Some(Command::Doctor(args)) => crate::doctor::run(&args),
-        Some(Command::Completions(args)) => completions::write(&args.folder).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {
         let style = crate::progress::Style { colors: terminal::stderr_has_colors(), unicode: true };

@@ -62,12 +62,12 @@ pub struct BuildArgs {
     #[arg(long, value_name = "KEY=VALUE", help_heading = WHAT)]
     pub label: Vec<String>,
 
-    /// Where the result goes: a directory, `-` (a tar on stdout), or
-    /// type=image|registry|docker|oci|local|tar[,dest=…][,…] (repeatable)
+    /// Where the result goes: a directory, `-` (a tar on stdout), or type=TYPE[,dest=…][,…] with image, registry,
+    /// docker, oci, local or tar (repeatable)
     #[arg(short, long, value_name = "DEST", allow_hyphen_values = true, help_heading = RESULT)]
     pub output: Vec<String>,
     /// Load the image into Docker or Podman [default: if one is there and no output is given]
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = RESULT)]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = RESULT)]
     pub load: Option<bool>,
     /// Push the image to the registry its name says (short for -o type=registry)
     #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", hide_default_value = true, hide_possible_values = true, value_name = "BOOL", help_heading = RESULT)]

@@ -99,14 +99,14 @@ pub struct PruneArgs {
 /// `bud cache`.
 #[derive(Debug, Clone, Subcommand)]
 pub enum CacheCommand {
-    /// List them with their sizes
+    /// List cache mounts with their sizes
     #[command(visible_alias = "list")]
     Ls(CacheLsArgs),
-    /// Remove them by ID
+    /// Remove cache mounts by ID
     Rm(CacheRmArgs),
-    /// Write one as a tar, with owners
+    /// Write a cache mount as a tar, with owners
     Export(CacheExportArgs),
-    /// Make one hold what a tar holds (what it held before goes)
+    /// Make a cache mount hold what a tar holds (what it held before goes)
     Import(CacheImportArgs),
 }
 
@@ -161,14 +161,6 @@ pub struct CacheImportArgs {
     /// How to reach the daemon.
     #[command(flatten)]
     pub connect: ConnectArgs,
-}
-
-/// `bud completions`.
-#[derive(Debug, Clone, Args)]
-pub struct CompletionsArgs {
-    /// The folder
-    #[arg(value_name = "FOLDER")]
-    pub folder: PathBuf,
 }
 
 /// `bud doctor`.

@@ -127,12 +127,15 @@ fn missing(context: &Path, shown: &str) -> String {
     message
 }
 
+/// Tells whether a file's name looks like a Dockerfile's.
+#[must_use]
+pub fn is_dockerfile_name(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    (name.contains("dockerfile") || name.contains("containerfile")) && !name.ends_with("dockerignore")
+}
+
 /// Lists files of a folder (and its folders) that look like Dockerfiles.
 fn candidates(context: &Path) -> Vec<PathBuf> {
-    let looks_like = |name: &str| {
-        let name = name.to_ascii_lowercase();
-        (name.contains("dockerfile") || name.contains("containerfile")) && !name.ends_with("dockerignore")
-    };
     let mut found = Vec::new();
     let mut folders = vec![(context.to_owned(), 0)];
     let mut seen = 0;
@@ -148,7 +151,7 @@ fn candidates(context: &Path) -> Vec<PathBuf> {
                 Ok(kind) if kind.is_dir() && depth < 2 && !name.starts_with('.') && name != "node_modules" => {
                     folders.push((entry.path(), depth + 1));
                 }
-                Ok(kind) if kind.is_file() && looks_like(&name) => found.push(entry.path()),
+                Ok(kind) if kind.is_file() && is_dockerfile_name(&name) => found.push(entry.path()),
                 _ => {}
             }
         }

@@ -1,6 +1,6 @@
 //! Point 2: the flags mean what they mean in `docker build`; mistakes are answered before anything is started.
 
-use crate::harness::{Home, User, json, read, run};
+use crate::harness::{Home, json, read, run};
 use std::io::Write as _;
 use std::process::Stdio;
 
@@ -201,30 +201,4 @@ fn no_cache_runs_again_and_a_filter_only_its_stage() {
     assert_ne!(filtered.1, first.1);
     let fresh = ids(&["--no-cache"]);
     assert!(fresh.0 != first.0 && fresh.1 != filtered.1);
-}
-
-#[test]
-fn completions_are_current_and_load_in_their_shells() {
-    let home = Home::new(User::plain());
-    for (shell, file, check) in [
-        ("bash", "completions/bud.bash", "source \"$1\" && complete -p bud"),
-        (
-            "zsh",
-            "completions/_bud",
-            "autoload -U compinit && compinit -u -D && source \"$1\" && print ${_comps[bud]:-_bud}",
-        ),
-        ("fish", "completions/bud.fish", "source $argv[1]; complete -C 'bud --tar'"),
-    ] {
-        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
-        let copy = home.path(path.file_name().unwrap().to_str().unwrap());
-        home.write(&copy, std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display())));
-        let mut command = home.command(shell);
-        command.args(["-c", check]);
-        if shell != "fish" {
-            command.arg(shell);
-        }
-        command.arg(&copy);
-        let ran = run(command).ok();
-        assert!(ran.stdout.contains("bud") || ran.stdout.contains("--target"), "{ran}");
-    }
 }

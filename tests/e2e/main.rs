@@ -12,6 +12,7 @@ mod bad_input;
 mod cache;
 mod cli;
 mod compare;
+mod completion;
 mod daemon_hand_over;
 mod daemon_life;
 mod daemon_service;
