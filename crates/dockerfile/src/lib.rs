@@ -44,6 +44,17 @@
 //! How exact it is, is measured against records of what the reference makes of real files:
 //! `cargo run --release -p bud-dockerfile --example conformance -- FILE.jsonl…`.
 //!
+//! # What differs
+//!
+//! Measured on 1,621 recorded texts, 3,832 words and 537 references nothing differs. Compared with the reference's own code on some
+//! 38,000 further real files, 7,000 texts with random edits and 50,000 random words and references, this was left:
+//!
+//! * Where the reference takes any of several (it walks over Go maps and looks at base images in parallel), this crate always
+//!   takes one: of equally near words the first of the list, variables in the order of their names, and of several bad base
+//!   names the last.
+//! * `.dockerignore`: the reference makes regular expressions of patterns with wildcards and forgets to escape `|`, `{`, `}`, `^`
+//!   and what follows a backslash. Here these stand for themselves, as the rules say; only patterns with them differ.
+//!
 //! # Bounds
 //!
 //! Any bytes give a result or an error, without recursion over the depth of the input: a text may have 16 MiB

@@ -59,7 +59,7 @@ fn the_check_refuses_what_the_reference_refuses() {
     let mut wrong = Vec::new();
     for file in ["corpus.jsonl.zst", "options.jsonl"] {
         let records = runner::records(&folder.join(file)).unwrap_or_else(|e| panic!("{file}: {e}"));
-        for record in records {
+        for record in records.map(Result::unwrap) {
             let opts = record["opts"].as_object().cloned().unwrap_or_default();
             let names = |prefix: &str| opts.keys().filter_map(|k| k.strip_prefix(prefix)).map(str::to_owned).collect();
             if opts.contains_key("filename") || opts.contains_key("context") {
@@ -82,4 +82,23 @@ fn the_check_refuses_what_the_reference_refuses() {
         }
     }
     assert!(wrong.is_empty(), "{} files\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// The runner reads what it has never seen: other keys, compressed files, lines that are no records.
+#[test]
+fn records_of_any_shape_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let lines = concat!(
+        r#"{"id":"a","new":1,"dockerfile":"RlJPTSB4Cg==","base64":true,"opts":null,"parse":{"escape":"\\","ast":[{"value":"FROM","original":"FROM x","lines":[1,1],"args":["x"]}]}}"#,
+        "\n\nnot a record\n",
+        r#"{"something":"else"}"#,
+        "\n",
+        r#"{"ref":"a","domain":"docker.io","path":"library/a","familiar":"a","normalized":"docker.io/library/a","tag_name_only":"docker.io/library/b"}"#,
+    );
+    let file = folder.path().join("other.jsonl.zst");
+    std::fs::write(&file, zstd::encode_all(lines.as_bytes(), 1).unwrap()).unwrap();
+    let mut report = runner::Report::default();
+    report.read(&file).unwrap();
+    assert_eq!(report.to_string(), "parse 100.00 1 1\nreferences 0.00 0 1\n");
+    assert_eq!(report.failures.len(), 1, "{:?}", report.failures);
 }

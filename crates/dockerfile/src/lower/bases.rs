@@ -96,6 +96,7 @@ impl Lowering<'_> {
 
     fn resolve_bases(&mut self, reachable: &BTreeSet<usize>) -> Result<(), Stop> {
         let mut missing = false;
+        let mut failed = None;
         for index in 0..self.stages.list.len() {
             let is_reachable = self.task.all_stages || reachable.contains(&index);
             let stage = &mut self.stages.list[index];
@@ -116,8 +117,12 @@ impl Lowering<'_> {
             match result {
                 Ok(()) => {}
                 Err(Stop::Need) => missing = true,
-                Err(Stop::Fail(fault)) => return Err(Stop::Fail(fault.at(&stage.place))),
+                // The reference looks at all at once, and of several that are bad it mostly tells the one begun last.
+                Err(Stop::Fail(fault)) => failed = Some(fault.at(&stage.place)),
             }
+        }
+        if let Some(fault) = failed {
+            return Err(Stop::Fail(fault));
         }
         if missing {
             // Asked for in the same round, as it will be needed anyway.

@@ -121,8 +121,8 @@ fn parse_into(text: &str, file: &mut Dockerfile, faults: &mut Vec<Fault>) -> Res
     while let Some(raw) = lines.next() {
         let raw = if lines.number == 1 { raw.without_bom() } else { raw };
         if raw.is_comment() {
-            // One character is cut off without looking: with white space before it the `#` stays.
-            match raw.text.get(1..).or_else(|| raw.text.trim_start().get(1..)).unwrap_or_default().trim() {
+            // One byte is cut off without looking: with white space before it the `#` stays.
+            match String::from_utf8_lossy(&raw.text.as_bytes()[1..]).trim() {
                 "" => comments.clear(),
                 comment => comments.push(comment.to_owned()),
             }

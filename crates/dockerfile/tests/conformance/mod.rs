@@ -9,6 +9,7 @@ mod world;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io::{BufRead as _, BufReader, Read};
 use std::path::Path;
 
 /// The measures, in the order in which they are printed.
@@ -34,33 +35,49 @@ pub struct Report {
     pub failures: Vec<String>,
 }
 
-/// Reads the records of a file.
-pub fn records(file: &Path) -> Result<Vec<Value>, Box<dyn std::error::Error>> {
-    let bytes = std::fs::read(file)?;
-    let text = if file.extension().is_some_and(|e| e == "zst") { zstd::decode_all(&bytes[..])? } else { bytes };
-    let lines = text.split(|b| *b == b'\n').enumerate().filter(|(_, line)| !line.is_empty());
-    lines
-        .map(|(number, line)| Ok(serde_json::from_slice(line).map_err(|e| format!("line {}: {e}", number + 1))?))
-        .collect()
+/// Reads the records of a file, one after another, so that a large one needs no memory.
+pub fn records(file: &Path) -> std::io::Result<impl Iterator<Item = Result<Value, String>> + use<>> {
+    let opened = std::fs::File::open(file)?;
+    let text: Box<dyn Read> = if file.extension().is_some_and(|e| e == "zst") {
+        Box::new(zstd::Decoder::new(opened)?)
+    } else {
+        Box::new(opened)
+    };
+    let lines = BufReader::new(text).split(b'\n').enumerate();
+    Ok(lines.filter_map(|(number, line)| {
+        let parsed = match line {
+            Ok(line) if line.trim_ascii().is_empty() => return None,
+            Ok(line) => serde_json::from_slice(&line).map_err(|e| e.to_string()),
+            Err(e) => Err(e.to_string()),
+        };
+        Some(parsed.map_err(|e| format!("line {}: {e}", number + 1)))
+    }))
 }
 
 impl Report {
-    /// Reads a file of records.
-    pub fn read(&mut self, file: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    /// Reads a file of records. A line that is none is told on stderr; the others count.
+    pub fn read(&mut self, file: &Path) -> std::io::Result<()> {
         for record in records(file)? {
-            let name = |key: &str| record[key].as_str().unwrap_or_default().to_owned();
-            if record.get("word").is_some() {
-                words::compare(self, &record);
-            } else if record.get("ref").is_some() {
-                words::compare_reference(self, &record);
-            } else {
-                let label = format!("{} {}{}", name("id"), name("name"), name("path"));
-                tree::compare(self, &label, &record);
-                instructions::compare(self, &label, &record);
-                build::compare(self, &label, &record);
+            match record {
+                Ok(record) => self.compare(&record),
+                Err(e) => eprintln!("{}: {e}", file.display()),
             }
         }
         Ok(())
+    }
+
+    fn compare(&mut self, record: &Value) {
+        let name = |key: &str| record[key].as_str().unwrap_or_default().to_owned();
+        if record.get("word").is_some() {
+            words::compare(self, record);
+        } else if record.get("ref").is_some() {
+            words::compare_reference(self, record);
+        } else if record.get("dockerfile").is_some() {
+            let label = format!("{} {}{}", name("id"), name("name"), name("path"));
+            tree::compare(self, &label, record);
+            instructions::compare(self, &label, record);
+            build::compare(self, &label, record);
+        }
     }
 
     /// Counts one comparison; a difference is told by `differs`.
