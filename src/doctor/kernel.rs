@@ -27,7 +27,7 @@ pub(super) fn checks(machine: &Machine) -> Vec<Check> {
         Outcome::Fails(why) => checks.push(Check::broken(
             "/proc",
             format!("a new one can't be mounted ({why}): this is a container whose /proc is partly hidden"),
-            "bud daemon --oci-worker-no-process-sandbox, or start the container with --security-opt systempaths=unconfined",
+            "start the container with --security-opt systempaths=unconfined (Docker) or --security-opt unmask=ALL (Podman), or bud daemon --oci-worker-no-process-sandbox",
         )),
         Outcome::Untried => {}
     }

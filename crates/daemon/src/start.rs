@@ -26,6 +26,10 @@ use std::time::SystemTime;
 /// The directory, below the state directory, with the mount points that nearly every step needs.
 pub const BASE_LAYER: &str = "mountpoints";
 
+/// What `--oci-worker-no-process-sandbox` costs.
+const OUTER_PROC: &str = "--oci-worker-no-process-sandbox: RUN steps see the /proc around the daemon, read-only: the names, command lines, mounts \
+    and sockets of all processes in it. Their memory, environment and files stay closed, and no step can signal what isn't its own";
+
 /// Threads of the runtime. They wait for others, mostly: what takes time is done in blocking threads.
 const WORKERS: std::ops::RangeInclusive<usize> = 2..=8;
 /// Blocking threads with nothing to do end after so long.
@@ -118,7 +122,12 @@ pub fn run(mut options: Options) -> Result<(), StartError> {
     for warning in store.warnings() {
         tracing::warn!("{warning}");
     }
-    let notices: Vec<String> = identity.notices.iter().cloned().chain(store.overlay_refusal()).collect();
+    let outer_proc = options.no_process_sandbox.then(|| OUTER_PROC.to_owned());
+    if let Some(warning) = &outer_proc {
+        tracing::warn!("{warning}");
+    }
+    let notices: Vec<String> =
+        identity.notices.iter().cloned().chain(store.overlay_refusal()).chain(outer_proc).collect();
     let snapshotter = if store.is_native() { "native" } else { "overlayfs" };
     let mut settings = settings(&options, &config, &root, program, identity.mode.shown(), snapshotter, notices)?;
     let history = History::new(&store).map_err(io("make the directory of build records"))?;

@@ -1,6 +1,6 @@
 //! `/proc` and `/sys` of a container, and what of them is hidden or read-only.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, PROC_SUPER_MAGIC, ResolveFlags};
@@ -14,6 +14,7 @@ use super::mounts::{clone_path, set};
 use super::resolve::{Root, file_type};
 use super::stage::{Stage, attach, clone_tree, filesystem};
 use crate::spec::{ContainerSpec, Network, Security};
+use crate::sys::{self, MountAttributes};
 
 /// Hidden from a step: they tell about the machine, or do things to it (the OCI default set).
 const MASKED: &[&str] = &[
@@ -45,12 +46,19 @@ const QUIET: MountAttrFlags =
 pub(super) fn mount_proc(spec: &ContainerSpec, root: &Root) -> Result<(), Failure> {
     let target = root.plain_directory("proc")?;
     let tree = if spec.no_process_sandbox {
-        clone_path("/proc").doing(|| "bind /proc".into())?
+        // With what is mounted in it: what hides parts of it there hides them here. Read-only: the files of other processes of the
+        // same user could be written (`oom_score_adj`).
+        let tree = clone_path("/proc").doing(|| "bind /proc".into())?;
+        set(&tree, MountAttrFlags::MOUNT_ATTR_RDONLY).doing(|| "make the outer /proc read-only".into())?;
+        let quiet = MountAttributes { set: QUIET.bits().into(), clear: 0 };
+        sys::mount_setattr(tree.as_fd(), false, quiet).doing(|| "set attributes of the outer /proc".into())?;
+        tree
     } else {
         filesystem("proc", &[], QUIET).map_err(|error| match error {
             Errno::PERM => Failure::new(
-                "mount /proc: not permitted: the daemon runs in a container whose /proc is partly hidden. Start the daemon with \
-                 --oci-worker-no-process-sandbox, or the container with --security-opt systempaths=unconfined",
+                "mount /proc: not permitted: this is a container whose /proc is partly hidden. Start the container with \
+                 --security-opt systempaths=unconfined (Docker), --security-opt unmask=ALL (Podman) or procMount: Unmasked (Kubernetes), \
+                 or the daemon with --oci-worker-no-process-sandbox, which shows the container's processes to RUN steps",
             ),
             error => Failure::new(format!("mount /proc: {}", std::io::Error::from(error))),
         })?

@@ -74,6 +74,12 @@ impl Context {
         }
     }
 
+    /// The maps of a user namespace with the same IDs, for `uid_map` and `gid_map`.
+    pub(crate) fn same_ids(&self) -> [String; 2] {
+        [&self.uids, &self.gids]
+            .map(|map| map.iter().map(|(start, count)| format!("{start} {start} {count}\n")).collect())
+    }
+
     fn has_user(&self, id: u32) -> bool {
         contains(&self.uids, id)
     }
@@ -93,11 +99,26 @@ fn contains(map: &[(u32, u32)], id: u32) -> bool {
 
 /// The namespaces that a container gets (`CLONE_NEW*`).
 pub(crate) fn namespaces(spec: &ContainerSpec) -> i32 {
+    let users = if has_own_users(spec) { libc::CLONE_NEWUSER } else { 0 };
     let network = match spec.network {
         Network::Host => 0,
         Network::None => libc::CLONE_NEWNET,
     };
-    libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP | network
+    libc::CLONE_NEWNS
+        | libc::CLONE_NEWPID
+        | libc::CLONE_NEWIPC
+        | libc::CLONE_NEWUTS
+        | libc::CLONE_NEWCGROUP
+        | network
+        | users
+}
+
+/// Says whether a container gets a user namespace of its own, in which its IDs are the same as outside.
+///
+/// With the outer `/proc` it does: what the kernel shows of a process to others of the same user (environment, memory, open files,
+/// root) it shows only to those who have capabilities over the process's user namespace, or are in it with no fewer.
+pub(crate) fn has_own_users(spec: &ContainerSpec) -> bool {
+    spec.no_process_sandbox
 }
 
 /// Standard input, output and error of the program.

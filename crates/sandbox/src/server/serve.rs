@@ -123,8 +123,19 @@ fn launch(request: Request, context: &Context) -> Option<Running> {
             return None;
         }
     };
+    let (go_read, go_write) = match rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC) {
+        Ok(pipe) => pipe,
+        Err(error) => {
+            fail(error.into(), "make a pipe");
+            return None;
+        }
+    };
     match sys::clone_into(container::namespaces(&spec)) {
         Ok(Cloned::Child) => {
+            drop(go_write);
+            if container::has_own_users(&spec) && !matches!(std::fs::File::from(go_read).read(&mut [0]), Ok(1)) {
+                sys::exit_now(1)
+            }
             let mut report = std::fs::File::from(report_write);
             let failure = container::start(&spec, context, &streams, |stubs| {
                 if !stubs.is_empty() {
@@ -136,6 +147,15 @@ fn launch(request: Request, context: &Context) -> Option<Running> {
             sys::exit_now(code)
         }
         Ok(Cloned::Parent { pid, pidfd }) => {
+            if container::has_own_users(&spec)
+                && let Err(error) = give_users(&pidfd, context).and_then(|()| Ok(rustix::io::write(&go_write, b"!")?))
+            {
+                drop(go_write);
+                // It was told nothing and ends by itself.
+                sys::wait_for(pid).ok();
+                fail(error, "map the IDs of its user namespace");
+                return None;
+            }
             let base = base(&spec);
             Some(Running {
                 pid,
@@ -153,8 +173,11 @@ fn launch(request: Request, context: &Context) -> Option<Running> {
                 Some(libc::EAGAIN) => {
                     "clone: the user's limit on processes is reached (`ulimit -u`, TasksMax= of a service)"
                 }
-                Some(libc::ENOSPC) => {
+                Some(libc::ENOSPC | libc::EUSERS) => {
                     "clone: a limit on namespaces is reached (sysctl user.max_pid_namespaces and its like)"
+                }
+                Some(libc::EPERM) if container::has_own_users(&spec) => {
+                    "clone: with --oci-worker-no-process-sandbox a step needs a user namespace of its own, which is forbidden here"
                 }
                 _ => "clone",
             };
@@ -162,6 +185,22 @@ fn launch(request: Request, context: &Context) -> Option<Running> {
             None
         }
     }
+}
+
+/// Maps the same IDs as here into the user namespace of a container's process.
+fn give_users(pidfd: &OwnedFd, context: &Context) -> std::io::Result<()> {
+    let pid = outer_pid(pidfd);
+    for (name, map) in ["uid_map", "gid_map"].into_iter().zip(context.same_ids()) {
+        std::fs::write(format!("/proc/{pid}/{name}"), map)?;
+    }
+    Ok(())
+}
+
+/// The process ID in the namespace of the `/proc` that is mounted here: the daemon's.
+fn outer_pid(pidfd: &OwnedFd) -> u32 {
+    use std::os::fd::AsRawFd;
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).unwrap_or_default();
+    info.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok()).unwrap_or(0)
 }
 
 /// [`Report`] with borrowed stubs.
@@ -224,15 +263,8 @@ impl Running {
             }
         }
         if self.failure.is_none() {
-            tell(&self.channel, &Event::Started { pid: self.outer_pid() });
+            tell(&self.channel, &Event::Started { pid: outer_pid(&self.pidfd) });
         }
-    }
-
-    /// The process ID in the namespace of the `/proc` that is mounted here: the daemon's.
-    fn outer_pid(&self) -> u32 {
-        use std::os::fd::AsRawFd;
-        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", self.pidfd.as_raw_fd())).unwrap_or_default();
-        info.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok()).unwrap_or(0)
     }
 
     /// Hears the asker: whatever it says, and its going away, means that the container has to die.

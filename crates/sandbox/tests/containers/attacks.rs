@@ -22,6 +22,8 @@ pub const CASES: &[Case] = &[
     ("r09_dangerous_calls_in_every_abi", r09_dangerous_calls_in_every_abi),
     ("r10_others_are_out_of_reach", r10_others_are_out_of_reach),
     ("r10_abstract_sockets", r10_abstract_sockets),
+    ("r10_the_outer_proc_opens_no_process", r10_the_outer_proc_opens_no_process),
+    ("r10_the_outer_proc_keeps_its_masks", r10_the_outer_proc_keeps_its_masks),
     ("r12_unknown_security_is_refused", r12_unknown_security_is_refused),
     ("r15_own_files_in_etc_are_not_the_images", r15_own_files_in_etc_are_not_the_images),
 ];
@@ -312,6 +314,62 @@ fn r10_abstract_sockets(bed: &mut Bed) {
     }
     spec.network = Network::None;
     assert_eq!(bed.run(&spec).ok(), format!("outside: {}\ninside: done\n", libc::ECONNREFUSED));
+}
+
+/// With the outer `/proc`, processes of others are seen there, but nothing that only their owner may see, and nothing can be changed.
+/// (How many descriptors a process of the same user has is seen, not what they are.)
+fn r10_the_outer_proc_opens_no_process(bed: &mut Bed) {
+    // Another step, with what a step may hold; and whoever runs this, as the same user.
+    let mut other = bed.shell("echo ready; exec sleep 100");
+    other.no_process_sandbox = true;
+    // With the host's network Landlock is in the way as well, where the kernel has it.
+    other.network = Network::None;
+    other.env = vec!["SECRET=of-another-step".into()];
+    let (other, mut said) = bed.start(&other);
+    std::io::Read::read_exact(&mut said, &mut [0; 6]).unwrap();
+    let script = "cd /proc/self; own=$(pwd -P); echo 'processes' $(ls -d /proc/[0-9]* | wc -l); \
+        for p in /proc/[0-9]*; do [ $p = $own ] && continue; for f in environ mem maps auxv; do [ $(head -c 1 $p/$f 2>/dev/null | wc -c) = 0 ] || echo reads $p/$f; done; \
+        for l in root cwd exe fd/0 ns/mnt ns/user; do readlink $p/$l >/dev/null && echo follows $p/$l; done; for d in root/ cwd/ fdinfo map_files; do [ -z \"$(ls -A $p/$d 2>/dev/null)\" ] || echo enters $p/$d; done; \
+        for f in oom_score_adj coredump_filter comm clear_refs timerslack_ns mem; do (echo 1 > $p/$f) 2>/dev/null && echo writes $p/$f; done; done; \
+        (echo 1 > /proc/self/oom_score_adj) 2>/dev/null && echo writes its own; \
+        kill -9 $(cd /proc; echo [0-9]*) 2>/dev/null; cat /proc/*/environ 2>/dev/null | grep -c of-another-step; tr '\\0' '\\n' < $own/environ | grep MARK";
+    for user in ["", "7:8"] {
+        if bed.identity == As::Single && !user.is_empty() {
+            continue;
+        }
+        let mut spec = bed.shell(script);
+        spec.user = user.into();
+        spec.no_process_sandbox = true;
+        spec.network = Network::None;
+        spec.env = vec!["MARK=own".into()];
+        let output = bed.run(&spec).output;
+        let lines: Vec<&str> = output.lines().collect();
+        let [processes, "0", "MARK=own"] = lines[..] else { panic!("{output}") };
+        let processes: u32 = processes.strip_prefix("processes ").unwrap().parse().unwrap();
+        assert!(processes > 3, "the outer /proc: {output}");
+    }
+    drop(other);
+    let spec = bed.shell("echo still serving");
+    assert_eq!(bed.run(&spec).ok(), "still serving\n");
+}
+
+/// What is hidden in the outer `/proc` stays hidden with it.
+fn r10_the_outer_proc_keeps_its_masks(bed: &mut Bed) {
+    // The fork server has a mount namespace of its own from its start on: a new one sees what is mounted here now.
+    bed.server = None;
+    let empty = bed.new_directory("empty");
+    for (kind, place) in [("dir", "/proc/tty"), ("file", "/proc/version")] {
+        let source = if kind == "dir" { empty.as_path() } else { std::path::Path::new("/dev/null") };
+        rustix::mount::mount_bind(source, place).unwrap();
+    }
+    bed.server = Some(bud_sandbox::server::ForkServer::start().unwrap());
+    let mut spec =
+        bed.shell("ls /proc/tty; cat /proc/version; umount /proc/tty 2>/dev/null; ls /proc/tty; test -d /proc/1");
+    spec.no_process_sandbox = true;
+    assert_eq!(bed.run(&spec).ok(), "");
+    for place in ["/proc/tty", "/proc/version"] {
+        rustix::mount::unmount(place, rustix::mount::UnmountFlags::DETACH).unwrap();
+    }
 }
 
 fn r12_unknown_security_is_refused(bed: &mut Bed) {
