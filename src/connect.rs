@@ -10,7 +10,7 @@ use crate::cli::daemon::Userns;
 use address::Address;
 use anyhow::{Context as _, Result, bail, ensure};
 use bud_protocol::bud::bud_client::BudClient;
-use bud_protocol::bud::{StatusResponse, StopRequest};
+use bud_protocol::bud::{StatusRequest, StatusResponse, StopRequest};
 use bud_protocol::control::control_client::ControlClient;
 use places::Surroundings;
 use std::io;
@@ -111,12 +111,24 @@ impl Connection {
         BudClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_LIMIT)
     }
 
-    /// Asks who the daemon is; none if it is a BuildKit without bud's own service.
+    /// Asks who the daemon is, without having it measure memory and disk; none if it is a BuildKit without bud's own service.
     ///
     /// # Errors
     /// The daemon doesn't answer.
     pub async fn status(&self) -> Result<Option<StatusResponse>> {
-        let answer = tokio::time::timeout(DEADLINE, self.bud().status(bud_protocol::bud::StatusRequest {})).await;
+        self.ask(StatusRequest { brief: true }).await
+    }
+
+    /// Asks who the daemon is, and how much memory and disk it takes, which takes its time.
+    ///
+    /// # Errors
+    /// The daemon doesn't answer.
+    pub async fn measured_status(&self) -> Result<Option<StatusResponse>> {
+        self.ask(StatusRequest { brief: false }).await
+    }
+
+    async fn ask(&self, request: StatusRequest) -> Result<Option<StatusResponse>> {
+        let answer = tokio::time::timeout(DEADLINE, self.bud().status(request)).await;
         match answer.map_err(|_| anyhow::anyhow!("the daemon at {} doesn't answer", self.address))? {
             Ok(status) => Ok(Some(status.into_inner())),
             Err(status) if status.code() == tonic::Code::Unimplemented => Ok(None),
@@ -175,7 +187,7 @@ pub async fn connect_and_ask(args: &ConnectArgs, start: &Start) -> Result<(Conne
 pub async fn wait_until_gone(connection: &Connection, until: Instant) -> bool {
     let gone = async {
         // Asked directly: another's daemon at the same address is not meant.
-        while connection.bud().status(bud_protocol::bud::StatusRequest {}).await.is_ok() {
+        while connection.bud().status(StatusRequest { brief: true }).await.is_ok() {
             tokio::time::sleep(PAUSE).await;
         }
         while connection.root.as_deref().is_some_and(spawn::is_held) {

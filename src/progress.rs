@@ -22,7 +22,8 @@ use std::io::{self, IsTerminal as _};
 /// How a build is shown.
 enum Display {
     Tty(Box<tty::Tty>),
-    Plain(plain::Plain<io::Stderr>),
+    /// Each event is written at once: stderr itself doesn't gather what belongs together.
+    Plain(Box<plain::Plain<io::BufWriter<io::Stderr>>>),
     RawJson(rawjson::RawJson<io::Stderr>),
     Quiet,
 }
@@ -54,7 +55,7 @@ impl Progress {
                 Display::Tty(Box::new(tty::Tty::new(screen::Screen::stderr(), style, began)))
             }
             ProgressMode::Auto | ProgressMode::Plain | ProgressMode::Tty => {
-                Display::Plain(plain::Plain::new(io::stderr(), terminal, style.colors))
+                Display::Plain(Box::new(plain::Plain::new(io::BufWriter::new(io::stderr()), terminal, style.colors)))
             }
             ProgressMode::Rawjson => Display::RawJson(rawjson::RawJson(io::stderr())),
             ProgressMode::Quiet => Display::Quiet,

@@ -165,7 +165,7 @@ async fn stop(args: StopArgs) -> Result<ExitCode> {
         }
         other => other?,
     };
-    let pid = connection.bud().status(StatusRequest {}).await.map_err(told)?.into_inner().pid;
+    let pid = connection.bud().status(StatusRequest { brief: true }).await.map_err(told)?.into_inner().pid;
     let answer = connection
         .bud()
         .stop(StopRequest { force: args.force, wait: args.wait, hand_over: false })
@@ -199,7 +199,7 @@ async fn status(args: StatusArgs) -> Result<ExitCode> {
         }
         other => other?,
     };
-    let text = match connection.status().await? {
+    let text = match connection.measured_status().await? {
         Some(status) if args.json => format!("{}\n", status_json(&status)),
         Some(status) => status_text(&connection, &status),
         None if args.json => format!("{}\n", serde_json::json!({"running": true, "address": connection.address})),
