@@ -13,6 +13,7 @@ mod cache;
 mod cli;
 mod compare;
 mod completion;
+mod containers;
 mod daemon_hand_over;
 mod daemon_life;
 mod daemon_service;

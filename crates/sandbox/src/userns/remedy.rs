@@ -128,6 +128,15 @@ pub(super) fn lacks(facts: &Facts) -> Vec<Lack> {
 
 /// Says that newuidmap or newgidmap didn't do what everything spoke for.
 pub(super) fn refused(text: &str) -> String {
+    // Only the user who made the namespace, or CAP_SYS_ADMIN, may write its maps. A set-uid program is root, without that capability in
+    // most containers; one with file capabilities stays the user.
+    if text.contains("_map failed: Operation not permitted") {
+        return format!(
+            "{text}: {CONSEQUENCE}. In a container without CAP_SYS_ADMIN these programs need file capabilities instead of set-uid: \
+             chmod u-s /usr/bin/newuidmap /usr/bin/newgidmap; setcap cap_setuid=ep /usr/bin/newuidmap; setcap cap_setgid=ep /usr/bin/newgidmap. \
+             Elsewhere, compare /etc/subuid and /etc/subgid with the IDs that are named here"
+        );
+    }
     format!("{text}: {CONSEQUENCE}. To mend it, compare /etc/subuid and /etc/subgid with the IDs that are named here")
 }
 
