@@ -2,6 +2,7 @@
 
 use crate::harness::{Home, User, bud, read};
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ pub struct Daemon(std::process::Child);
 
 impl Daemon {
     pub fn start(home: &Home, flags: &[&str], env: &[(&str, &str)]) -> Self {
-        Self::start_by(home.command(bud()), home, flags, env)
+        Self::start_by(home.command(bud()), home, &home.state_root(), flags, env)
     }
 
     /// Starts it in a mount namespace of its own, in which root has run a script (the state directory is `$STATE`).
@@ -21,12 +22,18 @@ impl Daemon {
         let script =
             format!("set -e; {script}; exec setpriv --reuid {} --regid {} --init-groups \"$@\"", user.uid, user.gid);
         command.uid(0).gid(0).env("STATE", home.state_root()).args(["--mount", "sh", "-c", &script, "sh"]).arg(bud());
-        Self::start_by(command, home, flags, &[])
+        Self::start_by(command, home, &home.state_root(), flags, &[])
     }
 
-    fn start_by(mut command: std::process::Command, home: &Home, flags: &[&str], env: &[(&str, &str)]) -> Self {
+    fn start_by(
+        mut command: std::process::Command,
+        home: &Home,
+        root: &Path,
+        flags: &[&str],
+        env: &[(&str, &str)],
+    ) -> Self {
         let address = format!("unix://{}", home.socket().display());
-        command.args(["daemon", "--addr", &address, "--root"]).arg(home.state_root()).args(flags);
+        command.args(["daemon", "--addr", &address, "--root"]).arg(root).args(flags);
         command.envs(env.iter().copied()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
         let child = Self(command.spawn().expect("the daemon can be started"));
         crate::harness::wait_until("the daemon listens", || home.bud(["daemon", "status"]).code == Some(0));
@@ -66,7 +73,7 @@ COPY --from=base /moved /moved
 ";
 
 /// Names, modes, owners and links of every layer, without the times that differ between any two builds.
-fn layers(home: &Home, context: &std::path::Path) -> Vec<Vec<String>> {
+fn layers(home: &Home, context: &Path) -> Vec<Vec<String>> {
     let image = home.image(&["--target", "base"], context);
     let line = |line: &str| {
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -173,4 +180,38 @@ fn a_failed_step_leaves_no_copy_behind() {
     crate::harness::wait_until("the copy is removed", || {
         std::fs::read_dir(&layers).unwrap().flatten().all(|layer| !layer.path().join("private").exists())
     });
+}
+
+/// Every step sees what the ones before left, however many there are: the kernel stacks 500 layers.
+fn six_hundred_steps(env: &[(&str, &str)]) {
+    let home = Home::sub();
+    // With names this long, what is told to mount(2) wouldn't fit its page.
+    let root = home.path(&format!("{}/{}", "deep".repeat(50), "state".repeat(40)));
+    let _daemon = Daemon::start_by(home.command(bud()), &home, &root, &[], env);
+    let mut text = String::from("FROM busybox\nRUN mkdir /d && echo x > /d/first && echo x > /gone\n");
+    for n in 0..598 {
+        text += &match n % 100 {
+            50 => {
+                format!("RUN rm -r /d /gone && mkdir /d && echo {n} > /d/new && echo {n} > /gone && echo {n} >> /log\n")
+            }
+            _ => format!("RUN echo {n} >> /log\n"),
+        };
+    }
+    text += "RUN ls /d > /listed && rm /gone\n";
+    let tree = home.tree(&[], &home.dockerfile(&text));
+    let lines: String = (0..598).map(|n| format!("{n}\n")).collect();
+    assert_eq!(read(tree.join("log")), lines);
+    assert_eq!(read(tree.join("listed")), "new\n");
+    assert_eq!(read(tree.join("d/new")), "550\n");
+    assert!(!tree.join("gone").exists());
+}
+
+#[test]
+fn six_hundred_steps_by_the_new_mount_api() {
+    six_hundred_steps(&[]);
+}
+
+#[test]
+fn six_hundred_steps_by_the_old_mount_api() {
+    six_hundred_steps(&[("BUD_MOUNT_API", "old")]);
 }

@@ -28,6 +28,7 @@ mod native_tests;
 mod properties;
 pub mod prune;
 pub mod record;
+mod runs;
 mod scan;
 pub mod snapshot;
 mod source;

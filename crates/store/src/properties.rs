@@ -75,9 +75,9 @@ proptest! {
 
     /// The same operations on one layer and on a chain of them make the same tree, which also comes out of the layers' tars.
     #[test]
-    fn layers_add_up(native in any::<bool>(), ops in proptest::collection::vec(ops(), 1..24)) {
-        // Flat directories of hard links must look the same as overlays.
-        let mut fixture = Fixture::with(crate::Options { native, ..crate::Options::default() });
+    fn layers_add_up(native in any::<bool>(), direct in prop_oneof![Just(1_usize), Just(32)], ops in proptest::collection::vec(ops(), 1..24)) {
+        // Flat directories of hard links must look the same as overlays, and merged runs as the layers in them.
+        let mut fixture = Fixture::with(crate::Options { native, direct, window: 2, ..crate::Options::default() });
         let from = fixture.layer(&Snapshot::scratch(), &["a/b=1", "a/c/a=2", "b=3", "c->a/c"]);
         let plain = fixture.store.draft(&Snapshot::scratch()).unwrap();
         let mut chain = fixture.store.draft(&Snapshot::scratch()).unwrap();

@@ -58,11 +58,15 @@ pub struct Options {
     pub native: bool,
     /// Copies nothing where overlays are refused: that is an error then.
     pub require_overlay: bool,
+    /// So many directories are mounted one over another before runs of small layers are merged.
+    pub direct: usize,
+    /// So many layers are merged to one, if they are small.
+    pub window: usize,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { reserve: 64 << 20, upkeep: true, native: false, require_overlay: false }
+        Self { reserve: 64 << 20, upkeep: true, native: false, require_overlay: false, direct: 32, window: 16 }
     }
 }
 
@@ -190,6 +194,11 @@ impl Store {
     #[must_use]
     pub fn is_native(&self) -> bool {
         self.options.native || self.overlay_refused.load(Ordering::Relaxed)
+    }
+
+    /// Returns how many directories are mounted as they are, and how many layers are merged to one.
+    pub(crate) fn stacking(&self) -> (usize, usize) {
+        (self.options.direct, self.options.window)
     }
 
     pub(crate) fn requires_overlay(&self) -> bool {

@@ -283,13 +283,71 @@ fn long_chains_are_flattened() {
     let mut sorted = listed.clone();
     sorted.sort();
     assert_eq!(sorted, expected);
-    assert!(fixture.store.lowers(&snapshot).len() <= 401);
+    assert!(fixture.store.lowers(&snapshot).len() <= 32);
     let mut tar = Vec::new();
     layer::write_tar(&fixture.store, &snapshot, &mut tar, &layer::WriteOptions::default(), &()).unwrap();
     reopen(&mut fixture);
     assert_eq!(fixture.list(&snapshot), listed);
     fixture.store.prune(&PrunePolicy::default()).unwrap();
     wait_until("directories stay", || std::fs::read_dir(fixture.store.root().join("layers")).unwrap().count() == 0);
+}
+
+/// A run of layers looks like the layers in it, also where they delete and replace what is below.
+#[test]
+fn merged_runs_look_like_their_layers() {
+    let build = |direct: usize, seen: &mut Vec<Vec<String>>| {
+        let mut fixture = Fixture::with(Options { direct, window: 2, ..Options::default() });
+        let files = ["d/a=1", "d/b=1", "d/sub/x=1", "e/f=1", "file=1", "keep/k=1"];
+        let mut snapshot = fixture.layer(&Snapshot::scratch(), &files);
+        let steps: [&[&str]; 8] = [
+            &["rm d/a", "write d/own", "mkdir new"],
+            &["rm d/own", "write new/n", "write d/sub/y"],
+            &["rm d", "mkdir d", "write d/later"],
+            &["rm file", "mkdir file", "write file/in", "rm new/n"],
+            &["rm e", "write e"],
+            &["rm e", "mkdir e", "write e/g", "rm file"],
+            &["rm d/later", "write keep/l"],
+            &["rm keep/k", "rm keep/l"],
+        ];
+        for step in steps {
+            snapshot = stepped(&mut fixture, &snapshot, |root| {
+                for action in step {
+                    let (what, path) = action.split_once(' ').unwrap();
+                    let path = root.join(path);
+                    match what {
+                        "rm" if path.is_dir() => std::fs::remove_dir_all(path).unwrap(),
+                        "rm" => std::fs::remove_file(path).unwrap(),
+                        "mkdir" => std::fs::create_dir(path).unwrap(),
+                        _ => std::fs::write(path, *action).unwrap(),
+                    }
+                }
+            });
+            seen.push(fixture.list(&snapshot));
+        }
+        fixture.store.lowers(&snapshot).len()
+    };
+    let (mut merged, mut plain) = (Vec::new(), Vec::new());
+    assert!(build(1, &mut merged) <= 2);
+    assert_eq!(build(100, &mut plain), 9);
+    assert_eq!(merged, plain);
+    assert_eq!(merged.last().unwrap(), &["d/", "e/", "e/g=write e/g", "keep/", "new/"]);
+}
+
+/// Links to all files of a large layer would cost more than they save.
+#[test]
+fn large_layers_are_not_merged() {
+    let mut fixture = Fixture::with(Options { direct: 2, window: 4, ..Options::default() });
+    let many: Vec<String> = (0..300).map(|n| format!("f{n}=1")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    let mut snapshot = fixture.layer(&Snapshot::scratch(), &many);
+    for n in 0..13 {
+        snapshot = fixture.layer(&snapshot, &[&format!("g{n}=1")]);
+    }
+    let lowers = fixture.store.lowers(&fixture.store.draft(&snapshot).unwrap().parent().clone());
+    assert!(lowers.ends_with(&[fixture.store.layer_fs(snapshot.layers()[0])]), "{lowers:?}");
+    // The large one, three runs, and two that don't fill a window.
+    assert_eq!(lowers.len(), 6, "{lowers:?}");
+    assert_eq!(fixture.list(&snapshot).len(), 313);
 }
 
 /// Runs commands on a snapshot as a step does: through a mounted overlay.
@@ -647,6 +705,10 @@ fn writes_until_killed() {
         let (snapshot, _pin) = draft.commit(&Info::default()).unwrap();
         let blob = store.blobs().put(text.as_bytes()).unwrap();
         store.put_record(&key(&text), &[Some(snapshot)], &blob.to_string()).unwrap();
+        if i == 0 {
+            // The one who kills waits for the first.
+            std::fs::write(Path::new(&root).with_extension(&round), "").unwrap();
+        }
         if i % 7 == 0 {
             store.prune(&PrunePolicy { max_used: Some(200_000), ..PrunePolicy::default() }).unwrap();
         }
@@ -666,7 +728,8 @@ fn kills_leave_a_consistent_state() {
             .stdout(std::process::Stdio::null())
             .spawn()
             .unwrap();
-        std::thread::sleep(Duration::from_millis(150 + 37 * round));
+        wait_until("something is stored", || root.with_extension(round.to_string()).exists());
+        std::thread::sleep(Duration::from_millis(37 * round));
         child.kill().unwrap();
         child.wait().unwrap();
         let store = Store::open(&root, Options::default()).unwrap();

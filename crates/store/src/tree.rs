@@ -82,7 +82,7 @@ impl Store {
     }
 
     /// Mounts a snapshot and opens its root; nothing if it has no files, or if this machine refuses overlays.
-    fn mounted(&self, snapshot: &Snapshot) -> Result<Option<(OwnedFd, OwnedFd)>, StoreError> {
+    pub(crate) fn mounted(&self, snapshot: &Snapshot) -> Result<Option<(OwnedFd, OwnedFd)>, StoreError> {
         if snapshot.is_scratch() || self.is_native() {
             return Ok(None);
         }
