@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
-use futures_util::future::join_all;
+use futures_util::StreamExt as _;
 use http::{Method, Request, StatusCode};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Empty, Limited, StreamBody};
@@ -15,7 +15,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc;
-use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 
 /// A Docker that doesn't answer this soon isn't used.
@@ -36,7 +35,11 @@ enum Endpoint {
 }
 
 /// The layers of so many images, the newest first, are asked for.
-const IMAGES: usize = 50;
+const IMAGES: usize = 200;
+/// So many at a time.
+const QUESTIONS: usize = 16;
+/// More layers aren't told.
+const CHAINS: usize = 10_000;
 
 type Body = BoxBody<Bytes, Infallible>;
 
@@ -74,18 +77,26 @@ impl Docker {
         self.json(&format!("/images/{name}/json")).await?["Id"].as_str().map(str::to_owned)
     }
 
+    /// Gives an image another name, without its tag as the first part; tells whether that was done.
+    pub async fn tag(&self, id: &str, name: &str, tag: &str) -> bool {
+        let path = format!("/images/{id}/tag?repo={name}&tag={tag}");
+        let tagged = self.call(Method::POST, &path, None, Empty::new().boxed()).await;
+        tagged.is_ok_and(|(status, _)| status.is_success())
+    }
+
     /// Returns the chain IDs of the layers that it has, where it takes an archive without them: with its own image store,
-    /// not with containerd's.
+    /// not with containerd's, and not if it is Podman that speaks Docker's language.
     pub async fn chains(&self) -> Vec<String> {
         let Some(info) = self.json("/info").await else { return Vec::new() };
         let facts = info["DriverStatus"].as_array().map(Vec::as_slice).unwrap_or_default();
-        if facts.iter().any(|fact| fact[1] == "io.containerd.snapshotter.v1") {
+        if facts.iter().any(|fact| fact[1] == "io.containerd.snapshotter.v1") || info["BuildahVersion"].is_string() {
             return Vec::new();
         }
         let Some(images) = self.json("/images/json").await else { return Vec::new() };
         let images = images.as_array().map(Vec::as_slice).unwrap_or_default();
         let ids = images.iter().filter_map(|image| image["Id"].as_str()).take(IMAGES);
-        let inspected = join_all(ids.map(|id| async move { self.json(&format!("/images/{id}/json")).await })).await;
+        let inspected = ids.map(|id| async move { self.json(&format!("/images/{id}/json")).await });
+        let inspected: Vec<_> = futures_util::stream::iter(inspected).buffer_unordered(QUESTIONS).collect().await;
         let mut chains = BTreeSet::new();
         for image in inspected.into_iter().flatten() {
             let layers = image["RootFS"]["Layers"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -98,7 +109,7 @@ impl Docker {
                 chains.insert(chain.clone());
             }
         }
-        chains.into_iter().collect()
+        chains.into_iter().take(CHAINS).collect()
     }
 
     async fn json(&self, path: &str) -> Option<Value> {

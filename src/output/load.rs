@@ -2,6 +2,7 @@
 
 use super::docker::Docker;
 use anyhow::{Context as _, Result, bail};
+use bud_image::ImageRef;
 use bud_session::client::{FileSink, FileTarget};
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -70,22 +71,36 @@ impl Loader {
         }
     }
 
-    /// Tells whether it has an image under a name already; `ids`: what it may call it.
-    pub async fn has(&self, name: &str, ids: &[&str]) -> bool {
+    /// Tells whether it has an image under a name; `ids`: what it may call it.
+    pub async fn has(&self, name: &ImageRef, ids: &[&str]) -> bool {
         let found = match self {
-            Self::Docker(docker) => docker.image_id(name).await,
+            // The whole name: a short one might be the beginning of an ID.
+            Self::Docker(docker) => docker.image_id(&name.to_string()).await,
             Self::Program { name: program, .. } => {
-                let output = tokio::process::Command::new(program)
-                    .args(["image", "inspect", "--format", "{{.Id}}", name])
-                    .stdin(Stdio::null())
-                    .kill_on_drop(true)
-                    .output()
-                    .await;
-                output.ok().filter(|o| o.status.success()).map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned())
+                ask(program, &["image", "inspect", "--format", "{{.Id}}", &name.familiar()]).await
             }
         };
-        let bare = |id: &str| id.strip_prefix("sha256:").unwrap_or(id).to_owned();
-        found.is_some_and(|found| ids.iter().any(|id| !id.is_empty() && bare(id) == bare(&found)))
+        found.is_some_and(|found| ids.iter().any(|id| is_same(id, &found)))
+    }
+
+    /// Gives an image that is there under another name this one; tells whether that was done.
+    pub async fn tag(&self, ids: &[&str], name: &ImageRef) -> bool {
+        for id in ids.iter().filter(|id| !id.is_empty()) {
+            let done = match self {
+                Self::Docker(docker) => {
+                    docker.image_id(id).await.is_some_and(|found| is_same(id, &found))
+                        && docker.tag(id, &name.name(), name.tag.as_deref().unwrap_or("latest")).await
+                }
+                Self::Program { name: program, .. } => {
+                    let bare = id.strip_prefix("sha256:").unwrap_or(id);
+                    ask(program, &["tag", bare, &name.familiar()]).await.is_some()
+                }
+            };
+            if done && self.has(name, ids).await {
+                return true;
+            }
+        }
+        false
     }
 
     /// Returns the chain IDs of layers that may be missing from an archive, because they are there.
@@ -108,6 +123,18 @@ impl Loader {
             }
         }
     }
+}
+
+fn is_same(id: &str, found: &str) -> bool {
+    let bare = |id: &str| id.strip_prefix("sha256:").unwrap_or(id).to_owned();
+    !id.is_empty() && bare(id) == bare(found)
+}
+
+/// Returns what a program says, if it succeeds.
+async fn ask(program: &str, args: &[&str]) -> Option<String> {
+    let mut command = tokio::process::Command::new(program);
+    let output = command.args(args).stdin(Stdio::null()).kill_on_drop(true).output().await.ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 async fn load_by_program(program: &str, mut archive: mpsc::Receiver<Bytes>) -> Result<()> {

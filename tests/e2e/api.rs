@@ -1,46 +1,17 @@
 //! Point 6: BuildKit's API, spoken with clients that nobody here wrote.
 
+use crate::debian;
 use crate::harness::{Home, Ran, read, run, scratch};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::OnceLock;
 
-/// `docker-buildx` of Debian's next release, unpacked beside this one.
+/// `docker-buildx` of Debian's next release, where every user may run it.
 fn buildx() -> &'static Path {
     static BUILDX: OnceLock<PathBuf> = OnceLock::new();
     BUILDX.get_or_init(|| {
-        let kept = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("docker-buildx");
-        if !kept.exists() {
-            let dir = scratch("trixie");
-            for sub in ["state/lists/partial", "cache/archives/partial"] {
-                std::fs::create_dir_all(dir.join(sub)).unwrap();
-            }
-            let source = "Types: deb\nURIs: http://deb.debian.org/debian\nSuites: trixie\nComponents: main\nSigned-By: /usr/share/keyrings/debian-archive-keyring.gpg\n";
-            std::fs::write(dir.join("trixie.sources"), source).unwrap();
-            let apt = |args: &[&str]| {
-                let out = Command::new("apt-get")
-                    .current_dir(&dir)
-                    .args(["-o", "APT::Sandbox::User=root", "-o", "Dir::Etc::sourceparts=/dev/null", "-o", "Dir::State::status=/var/lib/dpkg/status"])
-                    .arg("-o")
-                    .arg(format!("Dir::Etc::sourcelist={}", dir.join("trixie.sources").display()))
-                    .arg("-o")
-                    .arg(format!("Dir::State={}", dir.join("state").display()))
-                    .arg("-o")
-                    .arg(format!("Dir::Cache={}", dir.join("cache").display()))
-                    .args(args)
-                    .output()
-                    .expect("apt-get runs");
-                assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
-            };
-            apt(&["update", "-q"]);
-            apt(&["download", "-q", "docker-buildx"]);
-            let deb = std::fs::read_dir(&dir).unwrap().flatten().map(|e| e.path()).find(|p| p.extension().is_some_and(|e| e == "deb"));
-            let status = Command::new("dpkg").arg("-x").arg(deb.expect("a package came")).arg(dir.join("x")).status().unwrap();
-            assert!(status.success());
-            std::fs::copy(dir.join("x/usr/libexec/docker/cli-plugins/docker-buildx"), &kept).unwrap();
-        }
         let shared = scratch("buildx").join("docker-buildx");
-        std::fs::copy(&kept, &shared).unwrap();
+        let unpacked = debian::trixie("docker-buildx").join("usr/libexec/docker/cli-plugins/docker-buildx");
+        std::fs::copy(unpacked, &shared).unwrap();
         shared
     })
 }

@@ -108,11 +108,21 @@ pub fn full_name(name: &str) -> Result<String, BuildError> {
 /// An archive, piece by piece.
 pub type Archive = Pin<Box<dyn Stream<Item = Result<Bytes, BuildError>> + Send>>;
 
+/// An image on its way out.
+pub struct Saved {
+    /// The archive.
+    pub archive: Archive,
+    /// How many layers the image has.
+    pub layers: u32,
+    /// How many of them the receiver has, so that the archive only names them.
+    pub left_out: u32,
+}
+
 /// Streams an image as a Docker archive, without the layers (by chain ID) that the receiver has.
 ///
 /// # Errors
 /// There is no such image.
-pub async fn save(daemon: &Arc<Daemon>, name: &str, skip: &[String]) -> Result<Archive, BuildError> {
+pub async fn save(daemon: &Arc<Daemon>, name: &str, skip: &[String]) -> Result<Saved, BuildError> {
     let full = full_name(name)?;
     crate::exporter::oci::save(daemon, &full, skip).await
 }

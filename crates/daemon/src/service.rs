@@ -96,9 +96,13 @@ impl Bud for BudService {
     async fn save_image(&self, request: Request<SaveImageRequest>) -> Result<Response<Self::SaveImageStream>, Status> {
         use futures_util::StreamExt as _;
         let request = request.into_inner();
-        let archive = images::save(&self.daemon, &request.name, &request.skip_layers).await?;
-        let messages = archive.map(|data| data.map(|data| SaveImageResponse { data }).map_err(Status::from));
-        Ok(Response::new(Box::pin(messages)))
+        let saved = images::save(&self.daemon, &request.name, &request.skip_layers).await?;
+        let counts =
+            SaveImageResponse { layers: saved.layers, left_out: saved.left_out, ..SaveImageResponse::default() };
+        let pieces = saved.archive.map(|data| {
+            data.map(|data| SaveImageResponse { data, ..SaveImageResponse::default() }).map_err(Status::from)
+        });
+        Ok(Response::new(Box::pin(tokio_stream::once(Ok(counts)).chain(pieces))))
     }
 
     async fn plan_prune(&self, request: Request<PlanPruneRequest>) -> Result<Response<PlanPruneResponse>, Status> {

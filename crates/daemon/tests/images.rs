@@ -225,9 +225,9 @@ async fn an_epoch_makes_the_same_image_anywhere() {
 async fn saved(daemon: &Arc<Daemon>, name: &str, skip: &[String]) -> (Vec<String>, serde_json::Value) {
     use futures_util::StreamExt as _;
     use std::io::Read as _;
-    let mut stream = bud_daemon::images::save(daemon, name, skip).await.unwrap();
+    let mut saved = bud_daemon::images::save(daemon, name, skip).await.unwrap();
     let mut bytes = Vec::new();
-    while let Some(piece) = stream.next().await {
+    while let Some(piece) = saved.archive.next().await {
         bytes.extend_from_slice(&piece.unwrap());
     }
     let mut reader = bud_oci::tar::Reader::new(&bytes[..]);

@@ -5,7 +5,7 @@ use super::image::digests;
 use super::options::{self, ImageOptions, flag};
 use super::{ExportCx, ExportTree, Exportable, Response};
 use crate::daemon::Daemon;
-use crate::images::{Archive, ImageData};
+use crate::images::{ImageData, Saved};
 use crate::progress::Reporter;
 use crate::sessions::session_error;
 use crate::source::pull::chain_ids;
@@ -132,8 +132,13 @@ fn archive(image: &Image, names: Vec<ImageRef>, docker: bool, skip: &BTreeSet<Di
     let only = image.platforms.first().filter(|_| docker && !image.is_index);
     let mut blobs = image.blobs();
     if let Some(made) = only {
-        for (layer, chain) in made.layers.iter().zip(chain_ids(&made.diff_ids)) {
-            if skip.contains(&chain) {
+        let chains = chain_ids(&made.diff_ids);
+        let (there, sent): (Vec<_>, Vec<_>) =
+            made.layers.iter().zip(&chains).partition(|(_, chain)| skip.contains(chain));
+        // The same bytes may stand on another layer as well (empty ones often do), where the receiver lacks them.
+        let sent: BTreeSet<&Digest> = sent.into_iter().map(|(layer, _)| &layer.digest).collect();
+        for (layer, _) in there {
+            if !sent.contains(&layer.digest) {
                 blobs.remove(&layer.digest);
             }
         }
@@ -206,11 +211,15 @@ async fn send_content(cx: &ExportCx, session: &Session, image: &Image) -> Result
 ///
 /// # Errors
 /// There is no such image, or a layer can't be read.
-pub async fn save(daemon: &Arc<Daemon>, name: &str, skip: &[String]) -> Result<Archive, BuildError> {
-    let skip = skip.iter().filter_map(|text| text.parse().ok()).collect();
+pub async fn save(daemon: &Arc<Daemon>, name: &str, skip: &[String]) -> Result<Saved, BuildError> {
+    let skip: BTreeSet<Digest> = skip.iter().filter_map(|text| text.parse().ok()).collect();
     let name = ImageRef::parse(name).map_err(|e| BuildError::invalid(format!("{name:?}: {e}")))?.or_latest();
     let image = finished(daemon, &name).await?;
     let archive = archive(&image, vec![name], true, &skip);
+    let all: Vec<Digest> = archive.docker.iter().flat_map(|docker| docker.layers.iter().copied()).collect();
+    let left_out = all.iter().filter(|layer| !archive.blobs.contains_key(layer)).count();
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    let (layers, left_out) = (count(all.len()), count(left_out));
     let (send, receive) = mpsc::channel(4);
     let store = Arc::clone(&daemon.store);
     tokio::task::spawn_blocking(move || {
@@ -224,7 +233,7 @@ pub async fn save(daemon: &Arc<Daemon>, name: &str, skip: &[String]) -> Result<A
         // The image's blobs stay until all is written.
         drop(image);
     });
-    Ok(Box::pin(ReceiverStream::new(receive)))
+    Ok(Saved { archive: Box::pin(ReceiverStream::new(receive)), layers, left_out })
 }
 
 /// Returns a named image with all digests, computed now if nobody needed them before.

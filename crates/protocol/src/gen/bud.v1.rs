@@ -109,10 +109,15 @@ pub struct SaveImageRequest {
     #[prost(string, repeated, tag = "2")]
     pub skip_layers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
+/// The first message counts the image's layers, and those that were left out because the receiver has them.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SaveImageResponse {
     #[prost(bytes = "bytes", tag = "1")]
     pub data: ::prost::bytes::Bytes,
+    #[prost(uint32, tag = "2")]
+    pub layers: u32,
+    #[prost(uint32, tag = "3")]
+    pub left_out: u32,
 }
 /// The fields of Control.Prune's request.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
