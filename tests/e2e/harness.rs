@@ -37,6 +37,19 @@ impl User {
         Self::named("bud-ranges")
     }
 
+    /// A user with sub-IDs that one test has for itself: it looks at all that is there of the user.
+    pub fn alone() -> Self {
+        Self::named("bud-alone")
+    }
+
+    /// The first sub-ID of [`User::alone`], and how many there are.
+    pub fn alone_sub_ids() -> (u32, u32) {
+        let text = std::fs::read_to_string("/etc/subuid").expect("/etc/subuid is readable");
+        let line = text.lines().find_map(|line| line.strip_prefix("bud-alone:")).expect("tests/run gives sub-IDs");
+        let (first, count) = line.split_once(':').expect("a line has two numbers");
+        (first.parse().expect("a number"), count.parse().expect("a number"))
+    }
+
     fn named(name: &'static str) -> Self {
         let passwd = std::fs::read_to_string("/etc/passwd").expect("/etc/passwd is readable");
         let line = passwd.lines().find(|l| l.split(':').next() == Some(name));

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 /// Pushes a Debian tree (debootstrap) once; kept below the target directory for the next run.
-fn debian() -> &'static str {
+pub fn debian() -> &'static str {
     static DEBIAN: OnceLock<&str> = OnceLock::new();
     DEBIAN.get_or_init(|| {
         let tree = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("debian-tree");
