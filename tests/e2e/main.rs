@@ -27,6 +27,7 @@ mod hostile_clients;
 mod images;
 mod leaves_no_trace;
 mod load;
+mod owners;
 mod recorded_buildkitd;
 mod replay;
 mod results;

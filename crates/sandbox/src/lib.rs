@@ -21,4 +21,4 @@ pub mod rest;
 pub mod server;
 pub mod userns;
 
-pub use spec::{ContainerSpec, Mount, MountKind, Network, Rlimit, Rootfs, Security};
+pub use spec::{ContainerSpec, Mount, MountKind, Network, OWNER_BELOW, OWNER_RECORD, Owners, Rlimit, Rootfs, Security};

@@ -50,8 +50,26 @@ pub struct ContainerSpec {
     pub remove_mount_stubs_recursive: bool,
     /// Sets `no_new_privs`, so that set-uid programs gain nothing.
     pub no_new_privileges: bool,
+    /// Where owners are noted and found, if only the own ID is mapped. `None`: calls that change owners fail there.
+    pub owners: Option<Owners>,
     /// Adjustment of the OOM killer's score, −1000 to 1000; what the kernel refuses is left out.
     pub oom_score_adj: Option<i32>,
+}
+
+/// Bytes of a record of [`Owners::noted`].
+pub const OWNER_RECORD: usize = 28;
+
+/// Bytes of a record of [`Owners::below`].
+pub const OWNER_BELOW: usize = 16;
+
+/// Files with the owners that files should have, but can't have where only the own ID is mapped. All numbers are little endian.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Owners {
+    /// Written: for files of the upper directory, in the order in which that was said, inode (8 bytes), seconds (8) and nanoseconds (4)
+    /// of its birth, user (4), group (4). An ID of all ones means the one that the file had before.
+    pub noted: PathBuf,
+    /// Read: for files of the lower directories, the inode's number as the mounted overlay shows it (8 bytes), user (4), group (4).
+    pub below: Option<PathBuf>,
 }
 
 /// The root file system of a container.

@@ -374,3 +374,156 @@ pub(crate) fn forget_pages(start: usize, length: usize) -> io::Result<()> {
     check(unsafe { libc::madvise(start as *mut libc::c_void, length, libc::MADV_DONTNEED) } as libc::c_long)?;
     Ok(())
 }
+
+/// Loads a seccomp filter that hands calls to a listener, and returns the listener.
+pub(crate) fn load_seccomp_listener(filter: &Filter) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Program {
+        length: u16,
+        instructions: *const crate::seccomp::Instruction,
+    }
+    const SET_MODE_FILTER: u32 = 1;
+    const FLAG_SPEC_ALLOW: u32 = 4;
+    const FLAG_NEW_LISTENER: u32 = 8;
+    // From Linux 5.19 on: a call that was taken is interrupted by nothing but the caller's death.
+    const FLAG_WAIT_KILLABLE: u32 = 32;
+    let instructions = filter.instructions();
+    let program = Program { length: instructions.len() as u16, instructions: instructions.as_ptr() };
+    let load = |flags: u32| {
+        // SAFETY: `program` has the layout of `struct sock_fprog`; pointer and length are of one slice that outlives the call.
+        check(unsafe { libc::syscall(libc::SYS_seccomp, SET_MODE_FILTER, flags, &raw const program) })
+    };
+    let flags = FLAG_SPEC_ALLOW | FLAG_NEW_LISTENER;
+    let listener = load(flags | FLAG_WAIT_KILLABLE).or_else(|_| load(flags))?;
+    // SAFETY: the kernel has made this descriptor for us; nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(listener as i32) })
+}
+
+/// A system call that waits for an answer (`struct seccomp_notif`).
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub(crate) struct Notification {
+    pub(crate) id: u64,
+    /// The calling thread, in the pid namespace of the process that asked.
+    pub(crate) pid: u32,
+    flags: u32,
+    pub(crate) number: i32,
+    pub(crate) arch: u32,
+    instruction_pointer: u64,
+    pub(crate) arguments: [u64; 6],
+}
+
+/// Waits for the next call.
+pub(crate) fn next_notification(listener: BorrowedFd<'_>) -> io::Result<Notification> {
+    const RECEIVE: u64 = 0xc050_2100;
+    let mut call = Notification::default();
+    // SAFETY: `call` has the layout of `struct seccomp_notif`, is zeroed as the kernel demands, and outlives the call.
+    check(unsafe { libc::ioctl(listener.as_raw_fd(), RECEIVE as _, &raw mut call) }.into())?;
+    Ok(call)
+}
+
+/// The answer to a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reply {
+    /// What the call returns.
+    Value(i64),
+    /// The number of an error.
+    Error(i32),
+    /// The kernel goes on with the call, which reads its arguments anew: only for what the caller may do anyway.
+    Continue,
+}
+
+/// Answers a call.
+pub(crate) fn answer_notification(listener: BorrowedFd<'_>, id: u64, reply: Reply) -> io::Result<()> {
+    #[repr(C)]
+    struct Answer {
+        id: u64,
+        value: i64,
+        error: i32,
+        flags: u32,
+    }
+    const SEND: u64 = 0xc018_2101;
+    let (value, error, flags) = match reply {
+        Reply::Value(value) => (value, 0, 0),
+        Reply::Error(error) => (0, -error, 0),
+        Reply::Continue => (0, 0, 1),
+    };
+    let mut answer = Answer { id, value, error, flags };
+    // SAFETY: `answer` has the layout of `struct seccomp_notif_resp` and outlives the call.
+    check(unsafe { libc::ioctl(listener.as_raw_fd(), SEND as _, &raw mut answer) }.into())?;
+    Ok(())
+}
+
+/// Lets the kernel run caller and listener in turn on one processor.
+pub(crate) fn answer_on_the_same_processor(listener: BorrowedFd<'_>) -> io::Result<()> {
+    const SET_FLAGS: u64 = 0x4008_2104;
+    const SYNC_WAKE_UP: u64 = 1;
+    // SAFETY: takes a number, no pointer.
+    check(unsafe { libc::ioctl(listener.as_raw_fd(), SET_FLAGS as _, SYNC_WAKE_UP) }.into())?;
+    Ok(())
+}
+
+/// Gives the caller of a waiting call a copy of a descriptor, and returns its number there.
+pub(crate) fn add_descriptor(
+    listener: BorrowedFd<'_>,
+    id: u64,
+    descriptor: BorrowedFd<'_>,
+    close_on_exec: bool,
+) -> io::Result<i32> {
+    #[repr(C)]
+    struct Added {
+        id: u64,
+        flags: u32,
+        source: u32,
+        number: u32,
+        number_flags: u32,
+    }
+    const ADD: u64 = 0x4018_2103;
+    let number_flags = if close_on_exec { libc::O_CLOEXEC as u32 } else { 0 };
+    let added = Added { id, flags: 0, source: descriptor.as_raw_fd() as u32, number: 0, number_flags };
+    // SAFETY: `added` has the layout of `struct seccomp_notif_addfd` and outlives the call.
+    let number = check(unsafe { libc::ioctl(listener.as_raw_fd(), ADD as _, &raw const added) }.into())?;
+    Ok(number as i32)
+}
+
+/// `statx(2)` of a descriptor, as the kernel lays it out.
+pub(crate) fn statx_bytes(file: BorrowedFd<'_>, flags: u32, mask: u32) -> io::Result<[u8; 256]> {
+    let mut bytes = [0_u8; 256];
+    let flags = flags | libc::AT_EMPTY_PATH as u32;
+    // SAFETY: the path is a constant C string; the kernel writes the 256 bytes of `struct statx`.
+    let result =
+        unsafe { libc::syscall(libc::SYS_statx, file.as_raw_fd(), c"".as_ptr(), flags, mask, bytes.as_mut_ptr()) };
+    check(result)?;
+    Ok(bytes)
+}
+
+/// Says whether a call still waits: then what was opened by its thread's number belongs to that thread.
+pub(crate) fn notification_is_valid(listener: BorrowedFd<'_>, id: u64) -> io::Result<()> {
+    const IS_VALID: u64 = 0x4008_2102;
+    // SAFETY: the kernel reads one 64-bit word, which outlives the call.
+    check(unsafe { libc::ioctl(listener.as_raw_fd(), IS_VALID as _, &raw const id) }.into())?;
+    Ok(())
+}
+
+/// Changes the owner of the file behind a descriptor, also one that is only a place (`O_PATH`); −1 leaves an ID as it is.
+pub(crate) fn change_owner(file: BorrowedFd<'_>, uid: u32, gid: u32) -> io::Result<()> {
+    // SAFETY: the path is a constant C string.
+    let result = unsafe { libc::fchownat(file.as_raw_fd(), c"".as_ptr(), uid, gid, libc::AT_EMPTY_PATH) };
+    check(result.into())?;
+    Ok(())
+}
+
+/// Closes all descriptors but the standard ones and some others. For a child that never returns and drops nothing.
+pub(crate) fn close_all_but(kept: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut numbers: Vec<u32> = kept.iter().map(|fd| fd.as_raw_fd() as u32).filter(|number| *number > 2).collect();
+    numbers.sort_unstable();
+    let mut from = 3;
+    for number in numbers.into_iter().chain([u32::MAX]) {
+        if number > from {
+            // SAFETY: no memory is passed. The owners of these descriptors are never dropped in this process, which ends by `_exit`.
+            check(unsafe { libc::syscall(libc::SYS_close_range, from, number - 1, 0u32) })?;
+        }
+        from = number.saturating_add(1);
+    }
+    Ok(())
+}

@@ -24,6 +24,7 @@ mod merge;
 pub mod native;
 #[cfg(test)]
 mod native_tests;
+mod owners;
 #[cfg(test)]
 mod properties;
 pub mod prune;

@@ -434,6 +434,11 @@ impl LayerDraft {
         self.dir.join("fs")
     }
 
+    /// Returns the directory that holds all of the draft.
+    pub(crate) fn dir(&self) -> &std::path::Path {
+        &self.dir
+    }
+
     /// Returns overlay's work directory, which is there from the first call of [`LayerDraft::overlay`] on.
     #[must_use]
     pub fn work(&self) -> PathBuf {
@@ -493,6 +498,7 @@ impl LayerDraft {
     pub fn commit(mut self, info: &Info) -> Result<(Snapshot, Pin), StoreError> {
         self.gather().map_err(|e| StoreError::Layer(Box::new(crate::layer::LayerError::File(e))))?;
         crate::layer::settle(&self).map_err(|e| StoreError::Layer(Box::new(e)))?;
+        self.take_noted_owners()?;
         if self.has_work.load(Ordering::Relaxed) {
             // Not here: file systems take milliseconds to remove a directory that was made just now.
             crate::disk::remove_later(&self.work());

@@ -10,6 +10,7 @@ mod failure;
 mod kernel;
 mod limits;
 mod mounts;
+mod owners;
 mod privileges;
 mod resolve;
 mod stage;
@@ -30,6 +31,7 @@ use crate::sys::{self, MountAttributes};
 
 use failure::Doing;
 pub(crate) use failure::Failure;
+pub(crate) use owners::{Listener, listen};
 pub(crate) use stubs::{Stubs, remove as remove_stubs};
 
 /// The host name of containers that are given none, as in BuildKit.
@@ -38,6 +40,8 @@ const HOSTNAME: &str = "buildkitsandbox";
 /// What is the same for all containers, found out once.
 pub(crate) struct Context {
     filter: Filter,
+    /// The filter for a container with a listener.
+    filter_with_listener: Filter,
     api: MountApi,
     abstract_sockets: Option<OwnedFd>,
     capabilities: privileges::Capabilities,
@@ -48,6 +52,8 @@ pub(crate) struct Context {
     can_set_groups: bool,
     uids: Vec<(u32, u32)>,
     gids: Vec<(u32, u32)>,
+    /// A `/proc` in which listeners see the containers' processes, where there are listeners.
+    processes: Option<OwnedFd>,
 }
 
 impl Context {
@@ -62,13 +68,15 @@ impl Context {
         };
         let uids = map("/proc/self/uid_map");
         Context {
-            filter: Filter::native(),
+            filter: Filter::native(false),
+            filter_with_listener: Filter::native(true),
             api: MountApi::from_environment(),
             abstract_sockets: privileges::abstract_socket_scope(),
             capabilities: privileges::Capabilities::read(),
             owns_network: kernel::can_mount_sysfs(),
             is_machine_root: uids == [(0, u32::MAX)],
             can_set_groups: std::fs::read_to_string("/proc/self/setgroups").is_ok_and(|text| text.trim() == "allow"),
+            processes: owners::view_of_processes(uids.iter().map(|(_, count)| u64::from(*count)).sum()),
             uids,
             gids: map("/proc/self/gid_map"),
         }
@@ -126,6 +134,8 @@ pub(crate) struct Streams {
     pub(crate) stdin: Option<OwnedFd>,
     pub(crate) stdout: OwnedFd,
     pub(crate) stderr: OwnedFd,
+    /// Where the filter's listener is sent, if the container has one.
+    pub(crate) owners: Option<OwnedFd>,
 }
 
 /// Becomes the container's program. Returns only if that failed.
@@ -169,7 +179,7 @@ fn prepare(
     if spec.security == Security::Sandbox {
         kernel::mask(&root, &mut stage)?;
     }
-    let cwd = working_directory(spec, &mut root, &user)?;
+    let cwd = working_directory(spec, &mut root, &user, streams.owners.is_some())?;
     let (root, changes) = root.into_changes();
     report(&changes.finish());
     if spec.readonly {
@@ -203,7 +213,7 @@ fn prepare(
         sys::duplicate_to(stream.as_fd(), number).doing(|| "connect the standard streams".into())?;
     }
     sys::close_on_exec_from(3).doing(|| "close descriptors".into())?;
-    privileges::drop_to(spec, &user, context)?;
+    privileges::drop_to(spec, &user, context, streams.owners.as_ref())?;
     Ok(program)
 }
 
@@ -257,10 +267,21 @@ fn mount_root(spec: &ContainerSpec, context: &Context) -> Result<(OwnedFd, Optio
 }
 
 /// Opens the working directory inside the root, made for the user if it is missing.
-fn working_directory(spec: &ContainerSpec, root: &mut resolve::Root, user: &user::User) -> Result<OwnedFd, Failure> {
+///
+/// Where owners are emulated, nobody is there yet who could note one: a directory that had to be made is root's.
+fn working_directory(
+    spec: &ContainerSpec,
+    root: &mut resolve::Root,
+    user: &user::User,
+    emulated: bool,
+) -> Result<OwnedFd, Failure> {
     let path = Path::new(if spec.cwd.is_empty() { "/" } else { &spec.cwd });
     let refuse = |failure: Failure| Failure::new(format!("working directory: {}", failure.text));
-    let kept = resolve::Made::Kept { uid: user.uid, gid: user.gid };
+    let kept = if emulated {
+        resolve::Made::Kept { uid: 0, gid: 0 }
+    } else {
+        resolve::Made::Kept { uid: user.uid, gid: user.gid }
+    };
     root.ensure(path, resolve::Kind::Directory, kept).map_err(refuse)
 }
 

@@ -43,7 +43,12 @@ impl Capabilities {
 }
 
 /// Takes away all that the program shall not have. The next thing to do is to execute it.
-pub(super) fn drop_to(spec: &ContainerSpec, user: &User, context: &Context) -> Result<(), Failure> {
+pub(super) fn drop_to(
+    spec: &ContainerSpec,
+    user: &User,
+    context: &Context,
+    owners: Option<&OwnedFd>,
+) -> Result<(), Failure> {
     let insecure = spec.security == Security::Insecure;
     let Capabilities { known, permitted: all } = context.capabilities;
     let kept = if insecure { all } else { all & DEFAULT_CAPABILITIES };
@@ -57,8 +62,10 @@ pub(super) fn drop_to(spec: &ContainerSpec, user: &User, context: &Context) -> R
     for capability in (0..known).filter(|capability| kept & (1 << capability) == 0) {
         sys::prctl(libc::PR_CAPBSET_DROP, capability.into(), 0).doing(|| format!("drop capability {capability}"))?;
     }
-    switch_user(user, context)?;
-    if user.uid != 0 {
+    if owners.is_none() {
+        switch_user(user, context)?;
+    }
+    if user.uid != 0 && owners.is_none() {
         sys::set_capabilities(all, all, if insecure { all } else { 0 })
             .doing(|| "keep capabilities for the set-up".into())?;
     }
@@ -66,7 +73,14 @@ pub(super) fn drop_to(spec: &ContainerSpec, user: &User, context: &Context) -> R
         sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).doing(|| "set no_new_privs".into())?;
     }
     if !insecure {
-        sys::load_seccomp(&context.filter).doing(|| "load the seccomp filter".into())?;
+        match owners {
+            Some(socket) => {
+                let listener = sys::load_seccomp_listener(&context.filter_with_listener)
+                    .doing(|| "load the seccomp filter".into())?;
+                super::owners::hand_over(socket, listener, user).doing(|| "hand over the seccomp listener".into())?;
+            }
+            None => sys::load_seccomp(&context.filter).doing(|| "load the seccomp filter".into())?,
+        }
     }
     // For another user than root these go at exec, except the ambient ones.
     sys::set_capabilities(kept, kept, if insecure { kept } else { 0 }).doing(|| "set capabilities".into())?;

@@ -33,6 +33,9 @@ pub(super) const OFFSET_ARCH: u32 = 4;
 /// The action that lets a call through.
 pub(super) const ALLOW: u32 = 0x7fff_0000;
 
+/// The action that hands a call to the listener.
+pub(super) const NOTIFY: u32 = 0x7fc0_0000;
+
 /// The action that fails a call with an error number.
 pub(super) const fn errno(number: i32) -> u32 {
     0x0005_0000 | number as u32

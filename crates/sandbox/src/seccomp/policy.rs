@@ -1,14 +1,14 @@
 //! Which call gets which answer, and the program that gives it.
 
 use super::bpf::{
-    ALLOW, AND, Instruction, JUMP, JUMP_BITS, JUMP_EQUAL, LOAD, OFFSET_ARCH, OFFSET_NUMBER, RETURN, argument, branch,
-    errno, jump, statement,
+    ALLOW, AND, Instruction, JUMP, JUMP_BITS, JUMP_EQUAL, LOAD, NOTIFY, OFFSET_ARCH, OFFSET_NUMBER, RETURN, argument,
+    branch, errno, jump, statement,
 };
 use super::table::{ALLOWED, NEWEST, NONE};
+use super::trapped::{Call, trapped};
 
 /// An ABI that a process on the machine can call the kernel with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(not(test), allow(dead_code, reason = "each machine has two of the four"))]
 pub(super) enum Arch {
     X86_64,
     I386,
@@ -27,7 +27,7 @@ impl Arch {
         }
     }
 
-    fn column(self) -> usize {
+    pub(super) fn column(self) -> usize {
         match self {
             Arch::X86_64 => 0,
             Arch::I386 => 1,
@@ -42,6 +42,10 @@ impl Arch {
 enum Answer {
     Allow,
     Errno(i32),
+    /// The listener of the container answers (`container::owners`).
+    Notify,
+    /// The listener answers if the flags in this argument have `O_CREAT`.
+    NotifyIfCreating(u32),
     /// Any address family but `AF_VSOCK`: it reaches the hypervisor whatever the network namespace.
     Socket,
     /// The execution domains that programs need (`personality(2)`).
@@ -68,11 +72,11 @@ const X32_BIT: u32 = 0x4000_0000;
 /// Every `CLONE_NEW*` flag that `clone` takes.
 const NEW_NAMESPACES: u32 = 0x7e02_0000;
 
-/// Compiles the program for the ABIs of one machine.
-pub(super) fn compile(arches: &[Arch]) -> Vec<Instruction> {
+/// Compiles the program for the ABIs of one machine; with `owners`, calls that change owners go to a listener.
+pub(super) fn compile(arches: &[Arch], owners: bool) -> Vec<Instruction> {
     let mut program = vec![statement(LOAD, OFFSET_ARCH)];
     for arch in arches {
-        let calls = calls(*arch);
+        let calls = calls(*arch, owners);
         program.push(jump(JUMP_EQUAL, arch.audit(), 1, 0));
         program.push(statement(JUMP, calls.len() as u32));
         program.extend(calls);
@@ -82,19 +86,26 @@ pub(super) fn compile(arches: &[Arch]) -> Vec<Instruction> {
 }
 
 /// The part of the program for one ABI.
-fn calls(arch: Arch) -> Vec<Instruction> {
+fn calls(arch: Arch, owners: bool) -> Vec<Instruction> {
     let mut program = vec![statement(LOAD, OFFSET_NUMBER)];
     if arch == Arch::X86_64 {
         program.push(jump(JUMP_BITS, X32_BIT, 0, 1));
         program.push(statement(RETURN, errno(libc::ENOSYS)));
     }
-    program.extend(tree(&ranges(arch)));
+    program.extend(tree(&ranges(arch, owners)));
     program
 }
 
 /// The answers in order of the numbers: each holds from its number up to the next one's.
-fn ranges(arch: Arch) -> Vec<(u32, Answer)> {
-    let allowed = ALLOWED.iter().map(|(_, numbers)| (numbers[arch.column()], Answer::Allow));
+fn ranges(arch: Arch, owners: bool) -> Vec<(u32, Answer)> {
+    let allowed = ALLOWED.iter().map(|(name, numbers)| {
+        let answer = match trapped(name, arch).filter(|_| owners) {
+            Some(Call::Make(make)) => make.flags().map_or(Answer::Notify, Answer::NotifyIfCreating),
+            Some(_) => Answer::Notify,
+            None => Answer::Allow,
+        };
+        (numbers[arch.column()], answer)
+    });
     let decided = DECIDED.iter().map(|(answer, numbers)| (numbers[arch.column()], *answer));
     let mut calls: Vec<(u32, Answer)> = allowed
         .chain(decided)
@@ -148,6 +159,13 @@ fn leaf(answer: Answer) -> Vec<Instruction> {
     let refuse = statement(RETURN, errno(libc::EPERM));
     match answer {
         Answer::Allow => vec![allow],
+        Answer::Notify => vec![statement(RETURN, NOTIFY)],
+        Answer::NotifyIfCreating(index) => vec![
+            statement(LOAD, argument(index)),
+            jump(JUMP_BITS, libc::O_CREAT as u32, 0, 1),
+            statement(RETURN, NOTIFY),
+            allow,
+        ],
         Answer::Errno(number) => vec![statement(RETURN, errno(number))],
         Answer::Socket => {
             vec![statement(LOAD, argument(0)), jump(JUMP_EQUAL, libc::AF_VSOCK as u32, 1, 0), allow, refuse]

@@ -1,8 +1,9 @@
 //! The filter, run by a small interpreter.
 
-use super::bpf::{ALLOW, Instruction, argument, errno};
+use super::bpf::{ALLOW, Instruction, NOTIFY, argument, errno};
 use super::policy::{Arch, compile};
 use super::table::{ALLOWED, NEWEST, NONE};
+use super::trapped::{Call, Chown, Get, Layout, Make, Set, Trapped, trapped_calls};
 
 /// Runs a program over `struct seccomp_data`.
 fn run(program: &[Instruction], arch: u32, number: u32, arguments: [u64; 6]) -> u32 {
@@ -53,7 +54,7 @@ const ENOSYS: u32 = errno(libc::ENOSYS);
 #[test]
 fn every_number_of_every_abi_gets_the_answer_of_the_table() {
     for machine in machines() {
-        let program = compile(&machine);
+        let program = compile(&machine, false);
         assert!(program.len() < 4096, "{} instructions", program.len());
         for arch in machine {
             let column = match arch {
@@ -91,7 +92,7 @@ fn every_number_of_every_abi_gets_the_answer_of_the_table() {
 
 #[test]
 fn dangerous_calls_are_refused() {
-    let program = compile(&[Arch::X86_64, Arch::I386]);
+    let program = compile(&[Arch::X86_64, Arch::I386], false);
     // keyctl, add_key, request_key, bpf, perf_event_open, io_uring_setup, userfaultfd, open_by_handle_at, kexec_load,
     // mount, umount2, pivot_root, unshare, setns, init_module, ptrace stays allowed.
     for number in [250, 248, 249, 321, 298, 425, 323, 304, 246, 165, 166, 155, 272, 308, 175] {
@@ -108,7 +109,7 @@ fn dangerous_calls_are_refused() {
 
 #[test]
 fn arguments_decide() {
-    let program = compile(&[Arch::X86_64, Arch::I386]);
+    let program = compile(&[Arch::X86_64, Arch::I386], false);
     let call = |number, arguments| run(&program, Arch::X86_64.audit(), number, arguments);
     let one = |value: u64| [value, 0, 0, 0, 0, 0];
     assert_eq!(call(41, one(libc::AF_INET as u64)), ALLOW);
@@ -146,4 +147,43 @@ fn arguments_decide() {
     assert_eq!(ioctl(0x5413), ALLOW);
     let ioctl_i386 = run(&program, Arch::I386.audit(), 54, [3, TIOCSTI, 0, 0, 0, 0]);
     assert_eq!(ioctl_i386, EPERM);
+}
+
+#[test]
+fn with_one_id_the_calls_about_owners_go_to_the_listener() {
+    let calls = trapped_calls();
+    for machine in machines() {
+        let (with, without) = (compile(&machine, true), compile(&machine, false));
+        assert!(with.len() < 4096, "{} instructions", with.len());
+        for arch in machine {
+            for number in 0..=NEWEST {
+                let trapped = calls.get(&(arch.audit(), number as i32));
+                // An opening call goes there if it may make a file.
+                for (flags, opens) in [(0, false), (libc::O_CREAT as u64, true)] {
+                    let program = |program| run(program, arch.audit(), number, [flags; 6]);
+                    let (now, before) = (program(&with), program(&without));
+                    let told = trapped.is_some_and(|trapped| match trapped.call {
+                        Call::Make(make) => make.flags().is_none() || opens,
+                        _ => true,
+                    });
+                    assert_eq!(now, if told { NOTIFY } else { before }, "{arch:?} {number}");
+                    assert!(trapped.is_none() || before == ALLOW);
+                }
+            }
+        }
+    }
+    let call = |arch: Arch, number| calls.get(&(arch.audit(), number)).copied();
+    let short = |call| Some(Trapped { call, short_ids: true, layout: Layout::I386 });
+    let i386 = |call| Some(Trapped { call, short_ids: false, layout: Layout::I386 });
+    let x86_64 = |call| Some(Trapped { call, short_ids: false, layout: Layout::X86_64 });
+    assert_eq!(call(Arch::X86_64, 92), x86_64(Call::Chown(Chown::Path)));
+    assert_eq!(call(Arch::I386, 182), short(Call::Chown(Chown::Path)));
+    assert_eq!(call(Arch::I386, 198), i386(Call::Chown(Chown::Link)));
+    assert_eq!(call(Arch::I386, 298), i386(Call::Chown(Chown::At)));
+    assert_eq!(call(Arch::I386, 24), short(Call::Get(Get::Uid)));
+    assert_eq!(call(Arch::I386, 206), i386(Call::Set(Set::Groups)));
+    // The old `stat` of 32-bit ABIs.
+    assert_eq!(call(Arch::I386, 106), None);
+    assert_eq!(call(Arch::X86_64, 257), x86_64(Call::Make(Make::OpenAt)));
+    assert_eq!(call(Arch::Aarch64, 54).map(|trapped| trapped.call), Some(Call::Chown(Chown::At)));
 }

@@ -97,5 +97,5 @@ pub(super) fn receive(socket: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> io::Resul
     } else {
         serde_json::from_slice(&buffer[1..received.bytes])?
     };
-    Ok(Some(Request { spec, channel, streams: Streams { stdin, stdout, stderr } }))
+    Ok(Some(Request { spec, channel, streams: Streams { stdin, stdout, stderr, owners: None } }))
 }

@@ -93,7 +93,7 @@ impl ForkServer {
         let (ours, theirs) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .map_err(|error| fail("make a channel", error.into()))?;
-        let streams = Streams { stdin, stdout, stderr };
+        let streams = Streams { stdin, stdout, stderr, owners: None };
         message::send(self.socket.as_fd(), spec, theirs.as_fd(), &streams).map_err(|error| {
             match error.raw_os_error() {
                 Some(libc::EPIPE | libc::ECONNRESET) => ServerError::Gone,

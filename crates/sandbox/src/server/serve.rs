@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::message::{self, Request};
 use super::{Event, ExitStatus};
-use crate::container::{self, Context, Failure, Stubs};
+use crate::container::{self, Context, Failure, Listener, Stubs};
 use crate::spec::{ContainerSpec, Rootfs};
 use crate::sys::{self, Cloned};
 
@@ -34,6 +34,8 @@ struct Running {
     failure: Option<(String, i32)>,
     /// Where stubs are, and whether their parents go with them.
     base: Option<(PathBuf, bool)>,
+    /// Notes owners.
+    listener: Option<Listener>,
 }
 
 /// Serves until the other end of the socket is closed, which is when the daemon is gone.
@@ -112,7 +114,7 @@ fn wait(socket: &OwnedFd, containers: &HashMap<u64, Running>) -> rustix::io::Res
 
 /// Clones a container. Returns in the server alone; a failure has been told to the asker.
 fn launch(request: Request, context: &Context) -> Option<Running> {
-    let Request { spec, channel, streams } = request;
+    let Request { spec, channel, mut streams } = request;
     let fail = |error: std::io::Error, what: &str| {
         tell(&channel, &Event::Failed { error: format!("start a container: {what}: {error}"), code: 1 });
     };
@@ -127,6 +129,17 @@ fn launch(request: Request, context: &Context) -> Option<Running> {
         Ok(pipe) => pipe,
         Err(error) => {
             fail(error.into(), "make a pipe");
+            return None;
+        }
+    };
+    let listener = match container::listen(&spec, context) {
+        Ok(Some((listener, socket))) => {
+            streams.owners = Some(socket);
+            Some(listener)
+        }
+        Ok(None) => None,
+        Err(error) => {
+            fail(error, "start the listener for owners");
             return None;
         }
     };
@@ -153,6 +166,9 @@ fn launch(request: Request, context: &Context) -> Option<Running> {
                 drop(go_write);
                 // It was told nothing and ends by itself.
                 sys::wait_for(pid).ok();
+                if let Some(listener) = listener {
+                    listener.end();
+                }
                 fail(error, "map the IDs of its user namespace");
                 return None;
             }
@@ -166,9 +182,13 @@ fn launch(request: Request, context: &Context) -> Option<Running> {
                 stubs: Stubs::default(),
                 failure: None,
                 base,
+                listener,
             })
         }
         Err(error) => {
+            if let Some(listener) = listener {
+                listener.end();
+            }
             let what = match error.raw_os_error() {
                 Some(libc::EAGAIN) => {
                     "clone: the user's limit on processes is reached (`ulimit -u`, TasksMax= of a service)"
@@ -285,6 +305,9 @@ impl Running {
             self.read_report();
         }
         let ended = sys::wait_for(self.pid);
+        if let Some(listener) = self.listener.take() {
+            listener.end();
+        }
         if let (Some((base, recursive)), false) = (&self.base, self.stubs.is_empty()) {
             container::remove_stubs(&self.stubs, base, *recursive);
         }

@@ -44,7 +44,7 @@ pub enum Policy {
 pub enum Mode {
     /// The own ID is 0 inside, sub-IDs from 1.
     Subids,
-    /// The own ID is 0 inside and nothing else is mapped: owners can't be changed.
+    /// The own ID is 0 inside and nothing else is mapped: owners are emulated.
     Single,
     /// No new user namespace.
     Root,

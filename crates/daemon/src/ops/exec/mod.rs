@@ -173,6 +173,7 @@ pub async fn execute(cx: &OpCx, vertex: &Vertex, op: &pb::ExecOp, inputs: Vec<Va
         rootfs: prepared.rootfs.clone(),
         base_layer: Some(cx.daemon.settings.root.join(crate::start::BASE_LAYER)),
         readonly: prepared.readonly,
+        owners: prepared.owners.take(),
         mounts: std::mem::take(&mut prepared.mounts),
         args: meta.args.clone(),
         env,

@@ -21,6 +21,8 @@ pub struct Prepared {
     pub rootfs: Rootfs,
     /// The root is read-only.
     pub readonly: bool,
+    /// Where owners are noted that files of the root can't have.
+    pub owners: Option<bud_sandbox::Owners>,
     /// The others.
     pub mounts: Vec<Mount>,
     drafts: Vec<(LayerDraft, Option<usize>)>,
@@ -151,6 +153,7 @@ impl Work {
         let mut prepared = Prepared {
             rootfs: Rootfs::default(),
             readonly: false,
+            owners: None,
             mounts: Vec::new(),
             drafts: Vec::new(),
             outputs: self.outputs.clone(),
@@ -214,6 +217,9 @@ impl Work {
         } else {
             let draft = self.store.draft(input).map_err(store_error)?;
             let view = draft.writable(base, stop).map_err(file_error)?;
+            if mount.dest == "/" {
+                prepared.owners = Some(draft.owners().map_err(store_error)?);
+            }
             prepared.drafts.push((draft, output));
             view
         };
