@@ -22,6 +22,7 @@ mod deploy;
 mod docker;
 mod dockerfile;
 mod doctor;
+mod frontend_image;
 mod gc;
 mod hostile_clients;
 mod images;

@@ -22,7 +22,7 @@ use tonic::body::Body;
 use tower::Service;
 
 /// Messages of the control and gateway APIs.
-const MAX_MESSAGE: usize = 16 << 20;
+pub(crate) const MAX_MESSAGE: usize = 16 << 20;
 
 /// All services of the socket.
 #[derive(Clone, Debug)]
@@ -48,7 +48,7 @@ impl Service<http::Request<Body>> for Routes {
                 .max_decoding_message_size(MAX_MESSAGE)
                 .max_encoding_message_size(MAX_MESSAGE)
                 .call(request),
-            "moby.buildkit.v1.frontend.LLBBridge" => LlbBridgeServer::new(Gateway { daemon })
+            "moby.buildkit.v1.frontend.LLBBridge" => LlbBridgeServer::new(Gateway::Socket(daemon))
                 .max_decoding_message_size(MAX_MESSAGE)
                 .max_encoding_message_size(MAX_MESSAGE)
                 .call(request),

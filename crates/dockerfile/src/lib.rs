@@ -101,3 +101,4 @@ pub use frontend::{
     Need, OciStore, PlatformBuild, Request, SourceAnswer, SourceQuery, SourceText, Span, Step, Subresult, Warning,
     lower,
 };
+pub use lower::is_builtin_syntax;

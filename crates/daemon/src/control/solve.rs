@@ -145,6 +145,7 @@ async fn run(
                         frontend: request.frontend.clone(),
                         opts: request.frontend_attrs.clone().into_iter().collect(),
                         inputs: request.frontend_inputs.clone().into_iter().collect(),
+                        depth: 0,
                     },
                 )
                 .await?

@@ -1,6 +1,6 @@
 //! `dockerfile.v0`: drives the Dockerfile front end, which does no I/O itself: it says what it must know, and is called again.
 
-use super::{Request, is_dockerfile};
+use super::{Request, is_builtin};
 use crate::build::Build;
 use crate::gateway::meta::Metadata;
 use crate::gateway::{BuildResult, files};
@@ -50,13 +50,13 @@ pub async fn solve(build: &Arc<Build>, request: &Request) -> Result<BuildResult,
                 }
             }
             Ok(Step::Forward(forward)) => {
-                if is_dockerfile(&forward.source) {
+                if is_builtin(&forward.source) && !forward.opts.contains_key(&format!("context:{}", forward.source)) {
                     build.say_once(&format!("{} is built in", forward.source));
                     // With `cmdline` the front end does not look at the syntax line again.
                     question.opts = forward.opts;
                     continue;
                 }
-                return Err(forbidden(&forward));
+                return other(build, request, forward).await;
             }
             Ok(Step::Answer(answer)) => {
                 return Ok(BuildResult { metadata: answer.metadata, ..BuildResult::default() });
@@ -158,18 +158,19 @@ fn convert(error: Error) -> BuildError {
     converted
 }
 
-fn forbidden(forward: &Forward) -> BuildError {
-    let error = BuildError::new(
-        tonic::Code::Unimplemented,
-        format!(
-            "front end image {:?} is not supported by this daemon: only docker/dockerfile is, which it has built in",
-            forward.source
-        ),
-    );
-    match &forward.place {
-        Some((text, spans)) => error.with(place(text, spans)),
-        None => error,
-    }
+/// Solves with the front end that the Dockerfile names; errors that point nowhere point at its name.
+async fn other(build: &Arc<Build>, request: &Request, forward: Forward) -> Result<BuildResult, BuildError> {
+    let request = Request {
+        definition: None,
+        frontend: "gateway.v0".into(),
+        opts: forward.opts,
+        inputs: request.inputs.clone(),
+        depth: request.depth,
+    };
+    super::solve(build, &request).await.map_err(|error| match &forward.place {
+        Some((text, spans)) if error.places().next().is_none() => error.with(place(text, spans)),
+        _ => error,
+    })
 }
 
 fn warn(build: &Build, warnings: &[Warning]) {

@@ -1,12 +1,14 @@
 //! Front ends: what makes of a request a result.
 
 pub mod dockerfile;
+pub mod image;
 
 use crate::build::Build;
 use crate::gateway::{BuildResult, Ref};
 use bud_protocol::errors::BuildError;
 use bud_protocol::pb;
 use std::collections::BTreeMap;
+use std::pin::Pin;
 use std::sync::Arc;
 
 /// What is to be solved: a definition, or a front end's work.
@@ -20,13 +22,22 @@ pub struct Request {
     pub opts: BTreeMap<String, String>,
     /// The front end's inputs.
     pub inputs: BTreeMap<String, pb::Definition>,
+    /// How many front ends in containers are above the one that asks.
+    pub depth: usize,
 }
 
 /// Solves a request; the result's references are lazy.
 ///
 /// # Errors
 /// The definition is not sound, there is no such front end, or it fails.
-pub async fn solve(build: &Arc<Build>, request: &Request) -> Result<BuildResult, BuildError> {
+pub fn solve<'a>(build: &'a Arc<Build>, request: &'a Request) -> Solving<'a> {
+    Box::pin(find(build, request))
+}
+
+/// A front end may solve with another one, so the type must not hold itself.
+pub type Solving<'a> = Pin<Box<dyn Future<Output = Result<BuildResult, BuildError>> + Send + 'a>>;
+
+async fn find(build: &Arc<Build>, request: &Request) -> Result<BuildResult, BuildError> {
     match request.frontend.as_str() {
         "" => {
             let reference = match &request.definition {
@@ -41,28 +52,22 @@ pub async fn solve(build: &Arc<Build>, request: &Request) -> Result<BuildResult,
             if source.is_empty() {
                 return Err(BuildError::invalid("gateway.v0 needs an option \"source\""));
             }
-            if is_dockerfile(source) && !request.opts.contains_key(&format!("context:{source}")) {
+            if is_builtin(source) && !request.opts.contains_key(&format!("context:{source}")) {
+                if source != "dockerfile.v0" {
+                    build.say_once(&format!("{source} is built in"));
+                }
                 return dockerfile::solve(build, request).await;
             }
-            Err(BuildError::new(
-                tonic::Code::Unimplemented,
-                format!(
-                    "front end image {source:?} is not supported by this daemon: only Dockerfile's own syntax images are, which it has built in"
-                ),
-            ))
+            image::solve(build, request, source).await
         }
         other => Err(BuildError::not_found(format!("frontend {other:?} not found"))),
     }
 }
 
-/// Tells whether a front end image is the Dockerfile language's own, which is built in.
+/// Tells whether a front end image is the Dockerfile language's own, in a version that is built in.
 #[must_use]
-pub fn is_dockerfile(source: &str) -> bool {
-    if source == "dockerfile.v0" {
-        return true;
-    }
-    let Ok(reference) = bud_image::ImageRef::parse(source) else { return false };
-    reference.name() == "docker.io/docker/dockerfile" || reference.name() == "docker.io/docker/dockerfile-upstream"
+pub fn is_builtin(source: &str) -> bool {
+    source == "dockerfile.v0" || bud_dockerfile::is_builtin_syntax(source)
 }
 
 #[cfg(test)]
@@ -71,16 +76,18 @@ mod tests {
 
     #[test]
     fn only_the_languages_own_images_are_built_in() {
-        for own in [
-            "dockerfile.v0",
-            "docker/dockerfile:1",
-            "docker.io/docker/dockerfile:1.7-labs",
-            "docker/dockerfile-upstream:master",
-        ] {
-            assert!(is_dockerfile(own), "{own}");
+        for own in ["dockerfile.v0", "docker/dockerfile:1", "docker.io/docker/dockerfile:1.7-labs"] {
+            assert!(is_builtin(own), "{own}");
         }
-        for other in ["evil.test/f", "docker/dockerfile-evil", "evil.test/docker/dockerfile:1", "", ".."] {
-            assert!(!is_dockerfile(other), "{other}");
+        for other in [
+            "evil.test/f",
+            "docker/dockerfile-evil",
+            "evil.test/docker/dockerfile:1",
+            "docker/dockerfile-upstream:master",
+            "",
+            "..",
+        ] {
+            assert!(!is_builtin(other), "{other}");
         }
     }
 }

@@ -57,6 +57,8 @@ pub struct Bridge {
     called: AtomicBool,
     /// The definitions given as inputs.
     pub inputs: Mutex<BTreeMap<String, pb::Definition>>,
+    /// How many front ends in containers stand one on another here; 0 for one at the client.
+    pub depth: usize,
 }
 
 impl std::fmt::Debug for Bridge {
@@ -66,6 +68,12 @@ impl std::fmt::Debug for Bridge {
 }
 
 impl Bridge {
+    /// Makes the bridge of a front end in a container.
+    #[must_use]
+    pub fn inner(inputs: BTreeMap<String, pb::Definition>, depth: usize) -> Self {
+        Self { inputs: Mutex::new(inputs), depth, ..Self::default() }
+    }
+
     /// Awaits a front end outside.
     pub fn open(&self) -> oneshot::Receiver<Result<BuildResult, BuildError>> {
         let (sender, receiver) = oneshot::channel();
@@ -163,12 +171,12 @@ impl Build {
     ///
     /// # Errors
     /// There are too many references.
-    pub fn to_wire(&self, result: BuildResult) -> Result<wire::Result, BuildError> {
+    pub fn to_wire(&self, bridge: &Bridge, result: BuildResult) -> Result<wire::Result, BuildError> {
         let mut refs = BTreeMap::new();
         for (id, reference) in result.refs {
             let is_scratch = reference.target.is_none();
             let definition = reference.definition.clone();
-            let number = if is_scratch { String::new() } else { self.bridge.add(&self.id, reference)? };
+            let number = if is_scratch { String::new() } else { bridge.add(&self.id, reference)? };
             refs.insert(id, wire::Ref { id: number, def: (!is_scratch).then_some(definition) });
         }
         let references = if result.multi {
@@ -187,9 +195,9 @@ impl Build {
     ///
     /// # Errors
     /// It names a reference that isn't there.
-    pub fn from_wire(&self, result: wire::Result) -> Result<BuildResult, BuildError> {
+    pub fn from_wire(bridge: &Bridge, result: wire::Result) -> Result<BuildResult, BuildError> {
         use wire::result::Result as R;
-        let get = |id: &str| self.bridge.get(id);
+        let get = |id: &str| bridge.get(id);
         let (refs, multi) = match result.result {
             None => (Vec::new(), false),
             Some(R::RefDeprecated(id)) => (vec![(String::new(), get(&id)?)], false),

@@ -1,8 +1,8 @@
-//! `LLBBridge` on the control socket, for front ends that run at the client. The metadata `buildkit-controlapi-buildid` says for
-//! which build.
+//! `LLBBridge`: on the control socket, for front ends that run at the client, where the metadata `buildkit-controlapi-buildid` says
+//! for which build; and on the pipes of a front end in a container, where it is known.
 
 use super::meta::Metadata;
-use super::{BuildResult, files};
+use super::{Bridge, BuildResult, files};
 use crate::build::Build;
 use crate::control::{caps, workers};
 use crate::daemon::Daemon;
@@ -33,21 +33,51 @@ const BUILD_ID: &str = "buildkit-controlapi-buildid";
 
 /// The service.
 #[derive(Clone, Debug)]
-pub struct Gateway {
-    /// The daemon.
-    pub daemon: Arc<Daemon>,
+pub enum Gateway {
+    /// On the daemon's socket.
+    Socket(Arc<Daemon>),
+    /// For one front end, which runs in a container.
+    Container(Arc<Build>, Arc<Bridge>),
+}
+
+/// The build that a call is for.
+struct Caller {
+    build: Arc<Build>,
+    /// That of a front end in a container; none: the build's own.
+    inner: Option<Arc<Bridge>>,
+}
+
+impl Caller {
+    fn bridge(&self) -> &Bridge {
+        self.inner.as_deref().unwrap_or(&self.build.bridge)
+    }
+}
+
+impl std::ops::Deref for Caller {
+    type Target = Arc<Build>;
+
+    fn deref(&self) -> &Arc<Build> {
+        &self.build
+    }
 }
 
 impl Gateway {
-    async fn build(&self, metadata: &MetadataMap) -> Result<Arc<Build>, BuildError> {
+    async fn build(&self, metadata: &MetadataMap) -> Result<Caller, BuildError> {
+        let daemon = match self {
+            Self::Container(build, bridge) => {
+                return Ok(Caller { build: Arc::clone(build), inner: Some(Arc::clone(bridge)) });
+            }
+            Self::Socket(daemon) => daemon,
+        };
         let id = metadata
             .get(BUILD_ID)
             .and_then(|v| v.to_str().ok())
             .ok_or_else(|| BuildError::invalid(format!("no {BUILD_ID} in the request")))?;
-        let build = self.daemon.builds.wait(id, WAIT).await;
+        let build = daemon.builds.wait(id, WAIT).await;
         build
             .filter(|b| b.bridge.is_open())
             .inspect(|b| b.bridge.call())
+            .map(|build| Caller { build, inner: None })
             .ok_or_else(|| BuildError::not_found(format!("no active gateway build {id:?}")))
     }
 }
@@ -63,11 +93,11 @@ async fn within<T>(build: &Build, work: impl Future<Output = Result<T, BuildErro
 #[tonic::async_trait]
 impl LlbBridge for Gateway {
     async fn ping(&self, request: Request<PingRequest>) -> Result<Response<PongResponse>, Status> {
-        self.build(request.metadata()).await?;
+        let build = self.build(request.metadata()).await?;
         Ok(Response::new(PongResponse {
             frontend_api_caps: caps::frontend(),
             llb_caps: caps::llb(),
-            workers: vec![workers::record(&self.daemon)],
+            workers: vec![workers::record(&build.daemon)],
         }))
     }
 
@@ -85,6 +115,7 @@ impl LlbBridge for Gateway {
                     frontend: request.frontend,
                     opts: request.frontend_opt.into_iter().collect(),
                     inputs: request.frontend_inputs.into_iter().collect(),
+                    depth: build.bridge().depth,
                 },
             )
             .await?;
@@ -93,7 +124,7 @@ impl LlbBridge for Gateway {
                     build.files(reference).await?;
                 }
             }
-            build.to_wire(result)
+            build.to_wire(build.bridge(), result)
         };
         let result = within(&build, work).await?;
         Ok(Response::new(SolveResponse { r#ref: String::new(), result: Some(result) }))
@@ -104,21 +135,21 @@ impl LlbBridge for Gateway {
         let request = request.into_inner();
         let result = match request.error.filter(|e| e.code != 0) {
             Some(error) => Err(BuildError::from_rpc(&error)),
-            None => request.result.map_or_else(|| Ok(BuildResult::default()), |r| build.from_wire(r)),
+            None => request.result.map_or_else(|| Ok(BuildResult::default()), |r| Build::from_wire(build.bridge(), r)),
         };
-        build.bridge.finish(result)?;
+        build.bridge().finish(result)?;
         Ok(Response::new(ReturnResponse {}))
     }
 
     async fn inputs(&self, request: Request<InputsRequest>) -> Result<Response<InputsResponse>, Status> {
         let build = self.build(request.metadata()).await?;
-        let inputs = build.bridge.inputs.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        let inputs = build.bridge().inputs.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
         Ok(Response::new(InputsResponse { definitions: inputs.into_iter().collect() }))
     }
 
     async fn evaluate(&self, request: Request<EvaluateRequest>) -> Result<Response<EvaluateResponse>, Status> {
         let build = self.build(request.metadata()).await?;
-        let reference = build.bridge.get(&request.into_inner().r#ref)?;
+        let reference = build.bridge().get(&request.into_inner().r#ref)?;
         within(&build, build.files(&reference)).await?;
         Ok(Response::new(EvaluateResponse {}))
     }
@@ -198,13 +229,13 @@ impl LlbBridge for Gateway {
     async fn read_file(&self, request: Request<ReadFileRequest>) -> Result<Response<ReadFileResponse>, Status> {
         let build = self.build(request.metadata()).await?;
         let request = request.into_inner();
-        let reference = build.bridge.get(&request.r#ref)?;
+        let reference = build.bridge().get(&request.r#ref)?;
         let range = request.range.unwrap_or_default();
         let number = |n: i64| u64::try_from(n).map_err(|_| Status::invalid_argument("negative range"));
         let (offset, length) = (number(range.offset)?, number(range.length)?);
         let work = async {
             let value = build.files(&reference).await?;
-            files::read(&self.daemon.store, value, request.file_path, offset, length).await
+            files::read(&build.daemon.store, value, request.file_path, offset, length).await
         };
         let data = within(&build, work).await?;
         Ok(Response::new(ReadFileResponse { data }))
@@ -213,10 +244,10 @@ impl LlbBridge for Gateway {
     async fn read_dir(&self, request: Request<ReadDirRequest>) -> Result<Response<ReadDirResponse>, Status> {
         let build = self.build(request.metadata()).await?;
         let request = request.into_inner();
-        let reference = build.bridge.get(&request.r#ref)?;
+        let reference = build.bridge().get(&request.r#ref)?;
         let work = async {
             let value = build.files(&reference).await?;
-            files::list(&self.daemon.store, value, request.dir_path, request.include_pattern).await
+            files::list(&build.daemon.store, value, request.dir_path, request.include_pattern).await
         };
         let entries = within(&build, work).await?;
         Ok(Response::new(ReadDirResponse { entries }))
@@ -225,10 +256,10 @@ impl LlbBridge for Gateway {
     async fn stat_file(&self, request: Request<StatFileRequest>) -> Result<Response<StatFileResponse>, Status> {
         let build = self.build(request.metadata()).await?;
         let request = request.into_inner();
-        let reference = build.bridge.get(&request.r#ref)?;
+        let reference = build.bridge().get(&request.r#ref)?;
         let work = async {
             let value = build.files(&reference).await?;
-            files::stat(&self.daemon.store, value, request.path).await
+            files::stat(&build.daemon.store, value, request.path).await
         };
         let stat = within(&build, work).await?;
         Ok(Response::new(StatFileResponse { stat: Some(stat) }))

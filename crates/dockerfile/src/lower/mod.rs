@@ -107,7 +107,9 @@ fn run(
     let mut build = Build {
         multi_platform: options.multi_platform,
         cache_imports: options.cache_imports.clone(),
-        builtin_syntax: directive::find_syntax(&decode(&source.data)).map(|d| d.value),
+        builtin_syntax: directive::find_syntax(&decode(&source.data))
+            .map(|d| d.value)
+            .filter(|value| is_builtin_syntax(value.split(' ').next().unwrap_or_default())),
         ..Build::default()
     };
     let targets: Vec<Option<Platform>> = match options.target_platforms.as_slice() {
@@ -331,6 +333,7 @@ fn warnings(findings: &[Finding], text: Option<&SourceText>) -> Vec<Warning> {
 }
 
 /// Tells whether this front end does for the one that `# syntax=` names.
-pub(crate) fn is_builtin_syntax(image: &str) -> bool {
+#[must_use]
+pub fn is_builtin_syntax(image: &str) -> bool {
     syntax::is_builtin(image)
 }

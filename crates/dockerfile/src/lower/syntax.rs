@@ -13,7 +13,10 @@ pub(crate) fn is_builtin(image: &str) -> bool {
     {
         return false;
     }
-    let tag = reference.tag.as_deref().unwrap_or("latest");
+    // A digest alone does not tell which version it is.
+    let Some(tag) = reference.tag.as_deref().or_else(|| reference.digest.is_none().then_some("latest")) else {
+        return false;
+    };
     let version = tag.strip_suffix("-labs").unwrap_or(tag);
     if matches!(version, "latest" | "labs") {
         return reference.path == "docker/dockerfile";
@@ -36,6 +39,9 @@ mod tests {
         {
             assert!(is_builtin(yes), "{yes}");
         }
+        let digest = "a".repeat(64);
+        assert!(is_builtin(&format!("docker/dockerfile:1@sha256:{digest}")));
+        assert!(!is_builtin(&format!("docker/dockerfile@sha256:{digest}")));
         for no in ["docker/dockerfile:2", "docker/dockerfile:1.99", "foo/bar", "docker/dockerfile-upstream:master"] {
             assert!(!is_builtin(no), "{no}");
         }

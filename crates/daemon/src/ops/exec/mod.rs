@@ -1,7 +1,7 @@
 //! Exec: one process in a sandbox.
 
 mod mounts;
-mod output;
+pub(crate) mod output;
 
 use super::{ByContent, OpCx, Outputs, check_input};
 use crate::sessions::session_error;

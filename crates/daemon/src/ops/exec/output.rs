@@ -95,6 +95,11 @@ pub async fn pump(progress: Reporter, log_file: PathBuf, stdout: Receiver, stder
     );
 }
 
+/// Passes on what a process says of itself, until it ends.
+pub async fn pump_stderr(progress: Reporter, log_file: PathBuf, stderr: Receiver) {
+    stream(progress, Whole::new(log_file.with_extension("2.zst")), stderr, 2, Limits::from_env()).await;
+}
+
 async fn stream(progress: Reporter, mut whole: Whole, mut pipe: Receiver, number: i64, limits: Limits) {
     let mut clip = Clip::new(limits);
     let mut said = false;
