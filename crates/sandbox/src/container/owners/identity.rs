@@ -380,9 +380,11 @@ mod tests {
         let mut later = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         assert_eq!(known.of(later.id()).group, Ids::all(4));
         // A number that is used again is another thread.
-        known.threads.get_mut(&later.id()).unwrap().start -= 1;
+        let before = Thread { start: 1, identity: Rc::new(Identity::new(9, 9, &[])), becomes: None };
+        known.threads.insert(later.id(), before);
+        assert_eq!(known.of(later.id()).user, Ids::all(3));
         known.change(me, Identity::new(5, 5, &[]));
-        assert_eq!(known.of(later.id()).user, Ids::all(5));
+        assert_eq!((known.of(later.id()).user, known.of(me).user), (Ids::all(3), Ids::all(5)));
         for child in [&mut child, &mut later] {
             child.kill().unwrap();
             child.wait().unwrap();
