@@ -105,20 +105,26 @@ fn contains(map: &[(u32, u32)], id: u32) -> bool {
     map.iter().any(|(start, count)| id >= *start && u64::from(id) < u64::from(*start) + u64::from(*count))
 }
 
-/// The namespaces that a container gets (`CLONE_NEW*`).
+/// The namespaces that a container's process is cloned into (`CLONE_NEW*`).
 pub(crate) fn namespaces(spec: &ContainerSpec) -> i32 {
-    let users = if has_own_users(spec) { libc::CLONE_NEWUSER } else { 0 };
+    if has_own_users(spec) { libc::CLONE_NEWPID } else { libc::CLONE_NEWPID | inner_namespaces(spec) }
+}
+
+/// The namespaces but that of the processes.
+fn inner_namespaces(spec: &ContainerSpec) -> i32 {
     let network = match spec.network {
         Network::Host => 0,
         Network::None => libc::CLONE_NEWNET,
     };
-    libc::CLONE_NEWNS
-        | libc::CLONE_NEWPID
-        | libc::CLONE_NEWIPC
-        | libc::CLONE_NEWUTS
-        | libc::CLONE_NEWCGROUP
-        | network
-        | users
+    libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP | network
+}
+
+/// Enters a user namespace of its own with all other namespaces: they belong to it, so that they can be set up from inside.
+///
+/// A network that somebody else made has to be entered before.
+pub(crate) fn enter_own_users(spec: &ContainerSpec) -> rustix::io::Result<()> {
+    let flags = (libc::CLONE_NEWUSER | inner_namespaces(spec)) as u32;
+    sys::unshare(rustix::thread::UnshareFlags::from_bits_retain(flags))
 }
 
 /// Says whether a container gets a user namespace of its own, in which its IDs are the same as outside.

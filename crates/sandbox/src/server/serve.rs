@@ -125,10 +125,13 @@ fn launch(request: Request, context: &Context) -> Option<Running> {
             return None;
         }
     };
-    let (go_read, go_write) = match rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC) {
-        Ok(pipe) => pipe,
+    let own_users = container::has_own_users(&spec);
+    let flags = rustix::net::SocketFlags::CLOEXEC;
+    let pair = rustix::net::socketpair(rustix::net::AddressFamily::UNIX, rustix::net::SocketType::STREAM, flags, None);
+    let (ours, theirs) = match pair {
+        Ok((ours, theirs)) => (std::fs::File::from(ours), std::fs::File::from(theirs)),
         Err(error) => {
-            fail(error.into(), "make a pipe");
+            fail(error.into(), "make a socket");
             return None;
         }
     };
@@ -145,8 +148,8 @@ fn launch(request: Request, context: &Context) -> Option<Running> {
     };
     match sys::clone_into(container::namespaces(&spec)) {
         Ok(Cloned::Child) => {
-            drop(go_write);
-            if container::has_own_users(&spec) && !matches!(std::fs::File::from(go_read).read(&mut [0]), Ok(1)) {
+            drop(ours);
+            if own_users && !get_users(&spec, theirs) {
                 sys::exit_now(1)
             }
             let mut report = std::fs::File::from(report_write);
@@ -160,16 +163,14 @@ fn launch(request: Request, context: &Context) -> Option<Running> {
             sys::exit_now(code)
         }
         Ok(Cloned::Parent { pid, pidfd }) => {
-            if container::has_own_users(&spec)
-                && let Err(error) = give_users(&pidfd, context).and_then(|()| Ok(rustix::io::write(&go_write, b"!")?))
-            {
-                drop(go_write);
+            drop(theirs);
+            if own_users && let Err(error) = give_users(&pidfd, ours, context) {
                 // It was told nothing and ends by itself.
                 sys::wait_for(pid).ok();
                 if let Some(listener) = listener {
                     listener.end();
                 }
-                fail(error, "map the IDs of its user namespace");
+                fail(error, "make its user namespace, which it needs with --oci-worker-no-process-sandbox");
                 return None;
             }
             let base = base(&spec);
@@ -196,9 +197,6 @@ fn launch(request: Request, context: &Context) -> Option<Running> {
                 Some(libc::ENOSPC | libc::EUSERS) => {
                     "clone: a limit on namespaces is reached (sysctl user.max_pid_namespaces and its like)"
                 }
-                Some(libc::EPERM) if container::has_own_users(&spec) => {
-                    "clone: with --oci-worker-no-process-sandbox a step needs a user namespace of its own, which is forbidden here"
-                }
                 _ => "clone",
             };
             fail(error, what);
@@ -207,12 +205,27 @@ fn launch(request: Request, context: &Context) -> Option<Running> {
     }
 }
 
-/// Maps the same IDs as here into the user namespace of a container's process.
-fn give_users(pidfd: &OwnedFd, context: &Context) -> std::io::Result<()> {
+/// Enters a user namespace in the container's process, and waits until its IDs are mapped.
+fn get_users(spec: &ContainerSpec, mut server: std::fs::File) -> bool {
+    let error = container::enter_own_users(spec).err().map_or(0, rustix::io::Errno::raw_os_error);
+    let told = server.write_all(&error.to_ne_bytes()).is_ok();
+    error == 0 && told && matches!(server.read(&mut [0]), Ok(1))
+}
+
+/// Maps the same IDs as here into the user namespace that a container's process has entered.
+fn give_users(pidfd: &OwnedFd, mut container: std::fs::File, context: &Context) -> std::io::Result<()> {
+    let mut error = [0; 4];
+    container.read_exact(&mut error)?;
+    match i32::from_ne_bytes(error) {
+        0 => {}
+        error => return Err(std::io::Error::from_raw_os_error(error)),
+    }
     let pid = outer_pid(pidfd);
     for (name, map) in ["uid_map", "gid_map"].into_iter().zip(context.same_ids()) {
         std::fs::write(format!("/proc/{pid}/{name}"), map)?;
     }
+    // A process that was killed just now must not take the server with it (SIGPIPE).
+    rustix::net::send(&container, b"!", rustix::net::SendFlags::NOSIGNAL)?;
     Ok(())
 }
 
