@@ -1,6 +1,7 @@
 //! The command line's grammar: each flag is defined once, here and in the modules below; help and completions follow.
 
 pub mod build;
+pub mod check;
 pub mod daemon;
 pub mod manage;
 
@@ -45,6 +46,8 @@ pub enum Command {
     /// Build an image (what `bud` does without a command)
     #[command(override_usage = "bud [build] [OPTIONS] PATH|URL|-", after_help = EXAMPLES)]
     Build(Box<build::BuildArgs>),
+    /// Look at a Dockerfile without building it: mistakes, lint, advice; and mend it with --fix
+    Check(check::CheckArgs),
     /// List the images that were built
     #[command(visible_alias = "ls")]
     Images(manage::ImagesArgs),

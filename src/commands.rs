@@ -2,6 +2,7 @@
 
 mod build;
 mod cache;
+mod check;
 mod complete;
 mod daemon;
 mod images;
@@ -30,6 +31,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         None => build::run(cli.build),
         Some(Command::Build(args)) => build::run(*args),
+        Some(Command::Check(args)) => check::run(&args),
         Some(Command::Images(args)) => block_on(images::list(args)),
         Some(Command::Rmi(args)) => block_on(images::remove(args)),
         Some(Command::Du(args)) => block_on(space::du(args)),

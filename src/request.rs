@@ -1,5 +1,6 @@
 //! What is to be built: the flags, checked and put into BuildKit's terms, before anything is connected to.
 
+pub mod call;
 pub mod context;
 pub mod dockerfile;
 pub mod secrets;
@@ -51,6 +52,8 @@ pub struct BuildRequest {
     pub quiet: bool,
     /// Run the front end here.
     pub clientside_frontend: bool,
+    /// A question instead of a build. The front end that answers it runs here.
+    pub call: Option<call::Call>,
 }
 
 /// A cache to read or write.
@@ -72,6 +75,10 @@ impl BuildRequest {
             bail!(
                 "which folder? Give the build context as the last argument, as in `bud -t foo .`\n(see `bud --help` for all options)"
             );
+        };
+        let call = match (&args.call, args.check) {
+            (Some(text), _) => call::Call::parse(text)?,
+            (None, check) => call::Call::parse(if check { "check" } else { "build" })?,
         };
         let tags = args.tag.iter().map(|tag| normalize(tag)).collect::<Result<Vec<_>>>()?;
         let mut outputs = spec::parse(&args.output)?;
@@ -97,6 +104,9 @@ impl BuildRequest {
             (None, _) => None,
         };
         let mut attrs = attrs(&args)?;
+        if let Some(call) = &call {
+            attrs.insert("requestid".into(), call.request.clone());
+        }
         for (name, value) in docker_config::proxies() {
             attrs.entry(format!("build-arg:{name}")).or_insert(value);
         }
@@ -144,7 +154,8 @@ impl BuildRequest {
             metadata_file: args.metadata_file,
             progress: args.progress,
             quiet: args.quiet,
-            clientside_frontend: args.clientside_frontend,
+            clientside_frontend: args.clientside_frontend || call.is_some(),
+            call,
         })
     }
 }

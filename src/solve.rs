@@ -147,17 +147,25 @@ async fn solve(
     let front = bridge::run(bridge, session, attrs);
     tokio::pin!(solving);
     tokio::pin!(front);
-    tokio::select! {
-        answer = &mut solving => Ok(answer?.into_inner().exporter_response),
+    let (answer, told) = tokio::select! {
+        answer = &mut solving => {
+            let answer = answer?;
+            // The build is done as soon as the daemon has the front end's result; a question's answer is in that alone.
+            let told = if request.call.is_some() { front.await? } else { BTreeMap::new() };
+            (answer, told)
+        }
         front = &mut front => {
             // What the front end returned, an error too, is the build's answer.
             let returned = front;
-            match solving.await {
-                Ok(answer) => returned.map(|()| answer.into_inner().exporter_response),
-                Err(status) => Err(status),
-            }
+            let answer = solving.await?;
+            (answer, returned?)
         }
+    };
+    let mut response: BTreeMap<String, String> = answer.into_inner().exporter_response.into_iter().collect();
+    if request.call.is_some() {
+        response.extend(told.into_iter().map(|(key, value)| (key, String::from_utf8_lossy(&value).into_owned())));
     }
+    Ok(response)
 }
 
 fn cache_entry(entry: &CacheEntry) -> CacheOptionsEntry {

@@ -19,6 +19,17 @@ pub fn print(text: &str) -> anyhow::Result<()> {
 #[must_use]
 pub fn stderr_has_colors() -> bool {
     use std::io::IsTerminal as _;
+    has_colors(io::stderr().is_terminal())
+}
+
+/// Tells the same of stdout.
+#[must_use]
+pub fn stdout_has_colors() -> bool {
+    use std::io::IsTerminal as _;
+    has_colors(io::stdout().is_terminal())
+}
+
+fn has_colors(is_terminal: bool) -> bool {
     let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     if set("NO_COLOR") {
         return false;
@@ -26,7 +37,7 @@ pub fn stderr_has_colors() -> bool {
     if set("CLICOLOR_FORCE") && std::env::var_os("CLICOLOR_FORCE").is_some_and(|v| v != "0") {
         return true;
     }
-    io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+    is_terminal && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
 /// Reads the last bytes of a file.

@@ -117,6 +117,14 @@ pub struct BuildArgs {
     #[arg(long, value_name = "ENTITLEMENT", value_delimiter = ',', help_heading = STEPS)]
     pub allow: Vec<String>,
 
+    /// Ask about the Dockerfile instead of building it: check, outline, targets, subrequests.describe; with
+    /// `,format=json` for JSON, with `,ignorestatus` for exit code 0
+    #[arg(long, value_name = "METHOD", help_heading = WHAT, conflicts_with_all = ["check", "output", "push", "load", "iidfile", "metadata_file"])]
+    pub call: Option<String>,
+    /// Look for mistakes instead of building (short for --call check)
+    #[arg(long, help_heading = WHAT, conflicts_with_all = ["output", "push", "load", "iidfile", "metadata_file"])]
+    pub check: bool,
+
     /// How progress is shown
     #[arg(long, value_enum, default_value_t, value_name = "MODE", env = "BUILDKIT_PROGRESS", hide_env_values = true, help_heading = SHOWN)]
     pub progress: ProgressMode,

@@ -1,5 +1,6 @@
 //! `bud build`: from the flags to the image.
 
+mod call;
 mod load;
 mod signals;
 mod summary;
@@ -37,7 +38,9 @@ pub fn run(args: BuildArgs) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let request = BuildRequest::from_args(args)?;
-    if let Some(report) = request.dockerfile.check(&request)
+    // A question about the Dockerfile is answered with what is wrong with it.
+    if request.call.is_none()
+        && let Some(report) = request.dockerfile.check(&request)
         && (report.has_errors() || !request.quiet)
     {
         let colors = terminal::stderr_has_colors();
@@ -75,7 +78,11 @@ async fn build(mut request: BuildRequest, connect_args: ConnectArgs, userns: Use
     {
         show_notices(&connection, status);
     }
-    let mut plan = exports::plan(&request, status.is_some()).await?;
+    let mut plan = match &request.call {
+        // A question has an answer and no result.
+        Some(_) => exports::Exports::default(),
+        None => exports::plan(&request, status.is_some()).await?,
+    };
     let shared = attach::share(&mut request)?;
     let attach::Shared { mut attachables, attrs: shared_attrs, dirs, shared_key, .. } = shared;
     attachables.exports = std::mem::take(&mut plan.targets);
@@ -106,6 +113,10 @@ async fn build(mut request: BuildRequest, connect_args: ConnectArgs, userns: Use
         Err(Failure::Unseen(error)) => bail!("stopped: the progress can't be written: {error}"),
         Err(Failure::Lost(message)) => bail!(lost(&connection, &message)),
     };
+    if let Some(call) = &request.call {
+        drop(session);
+        return call::print(call, &response);
+    }
     if let Some(layout) = &plan.layout {
         crate::output::layout::finish(layout, &response)?;
     }

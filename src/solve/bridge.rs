@@ -119,14 +119,21 @@ impl Bridge {
 type CacheImports = Vec<bud_protocol::gateway::CacheOptionsEntry>;
 
 /// Runs the front end and returns its result, or its error, to the daemon.
-pub async fn run(bridge: Bridge, session: &str, opts: BTreeMap<String, String>) -> Result<(), Status> {
+///
+/// What the result says beside its references (an answer to a question is all there) is also told here.
+pub async fn run(
+    bridge: Bridge,
+    session: &str,
+    opts: BTreeMap<String, String>,
+) -> Result<BTreeMap<String, Vec<u8>>, Status> {
     let outcome = front(&bridge, session, opts).await;
+    let told = outcome.as_ref().map(|result| result.metadata.clone().into_iter().collect()).unwrap_or_default();
     let request = match outcome {
         Ok(result) => ReturnRequest { result: Some(result), error: None },
         Err(error) => ReturnRequest { result: None, error: Some(error.to_rpc()) },
     };
     bridge.client.clone().r#return(bridge.request(request)).await?;
-    Ok(())
+    Ok(told)
 }
 
 async fn front(bridge: &Bridge, session: &str, opts: BTreeMap<String, String>) -> Result<FrontResult, BuildError> {

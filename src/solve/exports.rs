@@ -15,6 +15,7 @@ use std::sync::Arc;
 const LAZY: (&str, &str) = ("bud.digests", "lazy");
 
 /// The exports of a build.
+#[derive(Default)]
 pub struct Exports {
     /// For the daemon.
     pub exporters: Vec<Exporter>,

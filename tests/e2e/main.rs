@@ -10,6 +10,7 @@ mod registry;
 mod api;
 mod bad_input;
 mod cache;
+mod check;
 mod cli;
 mod compare;
 mod completion;

@@ -5,6 +5,8 @@
 //!   returning [`Step::Need`]; the caller adds the answers to [`Request::answers`] and calls it again.
 //! * [`check`](check()) is the instant answer of a command line: what is wrong with a text, with the place underlined.
 //! * [`stages`] and [`args`] give names for shell completion.
+//! * [`lint`](lint::lint()) looks at a text with the reference's rules, and [`fix`](fix::fix()) mends what they find.
+//!   [`inspect`] says all of it at once, with rules of our own beside ([`advice`]).
 //! * [`parse`] and [`program`] give the text's instructions, as written and with their types; [`edit`] changes a text
 //!   and keeps every other byte.
 //!
@@ -63,13 +65,16 @@
 
 #![forbid(unsafe_code)]
 
+pub mod advice;
 pub mod check;
 pub mod edit;
 mod fault;
+pub mod fix;
 pub mod frontend;
 pub mod instruction;
 pub mod lint;
 mod lower;
+mod offline;
 pub mod parser;
 pub mod shell;
 mod text;
@@ -95,7 +100,7 @@ pub fn program(text: &[u8]) -> Result<instruction::Program, Error> {
     instruction::parse_all(&file, &lint::Linter::silent()).map_err(Fault::into_error)
 }
 
-pub use check::{CheckOptions, Diagnostic, Report, Severity, args, check, stages};
+pub use check::{CheckOptions, Diagnostic, Report, Severity, args, check, inspect, stages};
 pub use frontend::{
     Answers, Attestation, Build, Caps, Error, ErrorKind, FilesAnswer, FilesQuery, Forward, ImageAnswer, ImageQuery,
     Need, OciStore, PlatformBuild, Request, SourceAnswer, SourceQuery, SourceText, Span, Step, Subresult, Warning,

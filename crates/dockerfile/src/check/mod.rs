@@ -5,6 +5,8 @@
 mod render;
 mod rules;
 
+use crate::advice::advise;
+use crate::lint::lint;
 use crate::parser::{self, directive};
 use crate::text::quote::decode;
 use crate::{instruction, lower};
@@ -30,6 +32,8 @@ pub enum Severity {
     Error,
     /// The build may not do what was meant.
     Warning,
+    /// The build could be faster, smaller or safer.
+    Advice,
 }
 
 /// One thing that is wrong, and where.
@@ -37,6 +41,8 @@ pub enum Severity {
 pub struct Diagnostic {
     /// How bad it is.
     pub severity: Severity,
+    /// The rule that found it, if one did (`StageNameCasing`, `BudAptLists`).
+    pub rule: Option<String>,
     /// What is wrong.
     pub message: String,
     /// Bytes of the text to underline; none for what isn't in the text (`--target`).
@@ -63,6 +69,17 @@ impl Report {
         self.diagnostics.iter().any(|d| d.severity == Severity::Error)
     }
 
+    /// Tells whether a rule of the reference's found something. Advice doesn't count.
+    #[must_use]
+    pub fn has_warnings(&self) -> bool {
+        self.diagnostics.iter().any(|d| d.severity == Severity::Warning)
+    }
+
+    /// Adds what was found outside of the text, or by others.
+    pub fn push(&mut self, diagnostic: Diagnostic) {
+        self.diagnostics.push(diagnostic);
+    }
+
     /// Writes it for people: file, line, the line's text with the place underlined, and what was meant.
     #[must_use]
     pub fn render(&self, color: bool) -> String {
@@ -83,26 +100,85 @@ impl Report {
 pub fn check(text: &[u8], options: &CheckOptions) -> Report {
     let text = decode(text).into_owned();
     let mut report = Report { diagnostics: Vec::new(), filename: options.filename.clone(), text };
-    let foreign = directive::find_syntax(&report.text)
-        .is_some_and(|d| !lower::is_builtin_syntax(d.value.split(' ').next().unwrap_or_default()));
-    if foreign || options.build_args.iter().any(|name| name == "BUILDKIT_SYNTAX") {
+    if is_foreign(&report.text, options) {
         return report;
     }
-    let mut diagnostics = rules::all(&report.text, options);
-    for diagnostic in &mut diagnostics {
-        // Flags end at bytes that are white space in Latin 1, as in the reference, also inside of a character.
-        if let Some(span) = &mut diagnostic.span {
-            *span = report.text.floor_char_boundary(span.start)..report.text.ceil_char_boundary(span.end);
-        }
-        diagnostic.line = diagnostic
-            .span
-            .as_ref()
-            .map_or(0, |span| report.text.as_bytes()[..span.start].iter().filter(|b| **b == b'\n').count() + 1);
-    }
-    diagnostics.sort_by_key(|d| d.span.as_ref().map_or(usize::MAX, |span| span.start));
-    diagnostics.dedup();
-    report.diagnostics = diagnostics;
+    let diagnostics = rules::all(&report.text, options);
+    report.take(diagnostics);
     report
+}
+
+/// Checks a text as [`check`](check()) does, and looks at it with the reference's rules and our own.
+///
+/// ```
+/// let report = bud_dockerfile::inspect(b"FROM alpine as Build\n", &Default::default());
+/// let rules: Vec<_> = report.diagnostics.iter().filter_map(|d| d.rule.as_deref()).collect();
+/// assert_eq!(rules, ["StageNameCasing", "FromAsCasing"]);
+/// assert!(report.has_warnings() && !report.has_errors());
+/// ```
+#[must_use]
+pub fn inspect(text: &[u8], options: &CheckOptions) -> Report {
+    let mut report = check(text, options);
+    if report.text.is_empty() || is_foreign(&report.text, options) {
+        return report;
+    }
+    let mut opts = std::collections::BTreeMap::new();
+    opts.extend(options.target.iter().map(|target| ("target".to_owned(), target.clone())));
+    // A text that can't be built is told of already.
+    let found = lint(report.text.as_bytes(), &opts).unwrap_or_default();
+    let lines: Vec<usize> = std::iter::once(0).chain(report.text.match_indices('\n').map(|(at, _)| at + 1)).collect();
+    let line_range = |line: u32| {
+        let index = usize::try_from(line).ok()?.checked_sub(1)?;
+        let start = *lines.get(index)?;
+        let line = report.text[start..].split('\n').next()?;
+        let indent = line.len() - line.trim_start().len();
+        Some(start + indent..start + line.trim_end().len()).filter(|span| span.start < span.end)
+    };
+    let mut diagnostics = std::mem::take(&mut report.diagnostics);
+    diagnostics.extend(found.into_iter().map(|warning| Diagnostic {
+        severity: Severity::Warning,
+        span: warning.lines.first().and_then(|line| line_range(*line)),
+        line: 0,
+        help: (!warning.url.is_empty()).then(|| format!("see {}", warning.url)),
+        rule: Some(warning.rule),
+        message: warning.message,
+    }));
+    diagnostics.extend(advise(report.text.as_bytes()).into_iter().map(|advice| Diagnostic {
+        severity: Severity::Advice,
+        rule: Some(advice.rule.to_owned()),
+        message: advice.message,
+        span: advice.span,
+        line: 0,
+        help: Some(advice.help),
+    }));
+    report.take(diagnostics);
+    report
+}
+
+/// Tells whether a text is for another front end.
+fn is_foreign(text: &str, options: &CheckOptions) -> bool {
+    directive::find_syntax(text)
+        .is_some_and(|d| !lower::is_builtin_syntax(d.value.split(' ').next().unwrap_or_default()))
+        || options.build_args.iter().any(|name| name == "BUILDKIT_SYNTAX")
+}
+
+impl Report {
+    /// Puts diagnostics in order and finds their lines.
+    fn take(&mut self, mut diagnostics: Vec<Diagnostic>) {
+        for diagnostic in &mut diagnostics {
+            // Flags end at bytes that are white space in Latin 1, as in the reference, also inside of a character.
+            if let Some(span) = &mut diagnostic.span {
+                *span = self.text.floor_char_boundary(span.start)..self.text.ceil_char_boundary(span.end);
+            }
+            diagnostic.line = diagnostic
+                .span
+                .as_ref()
+                .map_or(0, |span| self.text.as_bytes()[..span.start].iter().filter(|b| **b == b'\n').count() + 1);
+        }
+        diagnostics.sort_by_key(|d| d.span.as_ref().map_or(usize::MAX, |span| span.start));
+        diagnostics.dedup();
+        self.diagnostics = diagnostics;
+    }
 }
 
 /// Returns the names of the stages, for `--target`.

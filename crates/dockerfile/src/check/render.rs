@@ -15,8 +15,12 @@ pub(super) fn render(diagnostics: &[Diagnostic], filename: &str, text: &str, col
         let level = match diagnostic.severity {
             Severity::Error => Level::ERROR,
             Severity::Warning => Level::WARNING,
+            Severity::Advice => Level::NOTE,
         };
-        let title = level.primary_title(harmless(&diagnostic.message));
+        let mut title = level.primary_title(harmless(&diagnostic.message));
+        if let Some(rule) = &diagnostic.rule {
+            title = title.id(harmless(rule));
+        }
         let mut group = match &diagnostic.span {
             Some(span) => title.element(
                 Snippet::source(text.as_str())

@@ -74,7 +74,7 @@ pub(super) fn all(text: &str, options: &CheckOptions) -> Vec<Diagnostic> {
 }
 
 fn diagnostic(severity: Severity, message: String, span: Option<Range<usize>>, help: Option<String>) -> Diagnostic {
-    Diagnostic { severity, message, span: span.filter(|s| !s.is_empty()), line: 0, help }
+    Diagnostic { severity, rule: None, message, span: span.filter(|s| !s.is_empty()), line: 0, help }
 }
 
 fn did_you_mean(word: Option<String>) -> Option<String> {

