@@ -10,7 +10,7 @@ use super::state::State;
 use super::world::{Stop, World};
 use crate::fault::Fault;
 use crate::frontend::{Attestation, ImageQuery};
-use bud_image::{ImageConfig, ImageRef};
+use bud_image::{ImageConfig, ImageRef, Platform};
 use bud_protocol::pb;
 use std::collections::BTreeMap;
 
@@ -105,7 +105,9 @@ impl Scanner {
         // The root is the first output, the result's directory the second.
         let output = state.output.map(|output| Output { index: 1, ..output });
         let caps = &lowering.task.world.request.caps;
-        let defaults = Defaults { platform: None, sets_default_path: caps.has("exec.meta.setsdefaultpath") };
+        // What has no platform of its own is for this machine here: the scan is no part of the build for the target.
+        let machine = Some(Platform::host().normalize());
+        let defaults = Defaults { platform: machine, sets_default_path: caps.has("exec.meta.setsdefaultpath") };
         Ok(Attestation {
             predicate_type: "https://spdx.dev/Document".into(),
             definition: lowering.graph.encode(output, &defaults, Some(lowering.task.text))?,
