@@ -120,9 +120,12 @@ async fn build(mut request: BuildRequest, connect_args: ConnectArgs, userns: Use
     if let Some(layout) = &plan.layout {
         crate::output::layout::finish(layout, &response)?;
     }
+    let mut unnamed = None;
     if let Some(loading) = plan.loading.take() {
         let shown = loading.loader.shown();
+        let loader = loading.loader.clone();
         loading.done().await.with_context(|| format!("the image is built, but not in {shown}"))?;
+        unnamed = loader.find(&load::ids(&response)).await;
     }
     if progress.has_reader() {
         note_raw(&failure::warnings(&progress.model, style));
@@ -144,7 +147,7 @@ async fn build(mut request: BuildRequest, connect_args: ConnectArgs, userns: Use
             terminal::print(&format!("{id}\n"))?;
         }
     } else if progress.has_reader() {
-        note_raw(&summary::what_next(&plan, &request, loaded, style));
+        note_raw(&summary::what_next(&plan, &request, loaded, unnamed.as_deref(), style));
     }
     drop(session);
     Ok(ExitCode::SUCCESS)

@@ -83,24 +83,31 @@ impl Loader {
         found.is_some_and(|found| ids.iter().any(|id| is_same(id, &found)))
     }
 
-    /// Gives an image that is there under another name this one; tells whether that was done.
-    pub async fn tag(&self, ids: &[&str], name: &ImageRef) -> bool {
+    /// Returns by which of its IDs an image is there.
+    pub async fn find(&self, ids: &[&str]) -> Option<String> {
         for id in ids.iter().filter(|id| !id.is_empty()) {
-            let done = match self {
-                Self::Docker(docker) => {
-                    docker.image_id(id).await.is_some_and(|found| is_same(id, &found))
-                        && docker.tag(id, &name.name(), name.tag.as_deref().unwrap_or("latest")).await
-                }
-                Self::Program { name: program, .. } => {
-                    let bare = id.strip_prefix("sha256:").unwrap_or(id);
-                    ask(program, &["tag", bare, &name.familiar()]).await.is_some()
-                }
+            let bare = id.trim_start_matches("sha256:");
+            let found = match self {
+                Self::Docker(docker) => docker.image_id(id).await,
+                Self::Program { name, .. } => ask(name, &["image", "inspect", "--format", "{{.Id}}", bare]).await,
             };
-            if done && self.has(name, ids).await {
-                return true;
+            if found.is_some_and(|found| is_same(id, &found)) {
+                return Some((*id).to_owned());
             }
         }
-        false
+        None
+    }
+
+    /// Gives an image that is there under another name this one; tells whether that was done.
+    pub async fn tag(&self, ids: &[&str], name: &ImageRef) -> bool {
+        let Some(id) = self.find(ids).await else { return false };
+        let done = match self {
+            Self::Docker(docker) => docker.tag(&id, &name.name(), name.tag.as_deref().unwrap_or("latest")).await,
+            Self::Program { name: program, .. } => {
+                ask(program, &["tag", id.trim_start_matches("sha256:"), &name.familiar()]).await.is_some()
+            }
+        };
+        done && self.has(name, ids).await
     }
 
     /// Returns the chain IDs of layers that may be missing from an archive, because they are there.

@@ -63,6 +63,14 @@ fn docker_gets_the_layers_that_it_lacks() {
     assert!(sent < 4096 && loads(&requests) == 0, "{sent}, {requests:?}: {ran}");
     assert_eq!(id(&ran, &docker, "localhost:5000/app:v2"), first);
 
+    // Without a name, it is run by its ID.
+    let nameless = home.dockerfile("FROM app\nLABEL a=b\n");
+    let (ran, _, _) = door.build(&home, &[], &nameless);
+    let run = ran.stderr.lines().find_map(|line| line.trim().strip_prefix("run it:  docker run --rm "));
+    let found = json(&docker.get(&format!("/images/{}/json", run.expect("a command to type"))).unwrap());
+    assert_eq!(found["Config"]["Labels"]["a"], "b", "{ran}");
+    ask(&docker.socket(), "DELETE", &format!("/images/{}", run.unwrap())).expect("an image can be removed");
+
     // The base goes between the question and the load: all of it is sent after all.
     home.write(&app.join("app"), "three\n");
     let socket = docker.socket();

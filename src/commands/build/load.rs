@@ -20,6 +20,12 @@ struct Sent {
     left_out: u32,
 }
 
+/// Returns what an image may be called where it is loaded.
+pub fn ids(response: &BTreeMap<String, String>) -> Vec<&str> {
+    let keys = ["containerimage.config.digest", "containerimage.digest"];
+    keys.iter().filter_map(|key| response.get(*key).map(String::as_str)).collect()
+}
+
 /// Loads the daemon's image into Docker or Podman, unless it is there.
 pub async fn load(
     connection: &Connection,
@@ -29,10 +35,7 @@ pub async fn load(
     progress: &Progress,
 ) -> Result<Loader> {
     let shown = loader.shown();
-    let ids: Vec<&str> = ["containerimage.config.digest", "containerimage.digest"]
-        .iter()
-        .filter_map(|key| response.get(*key).map(String::as_str))
-        .collect();
+    let ids = ids(response);
     let say = |what: &str| {
         if progress.has_reader() {
             terminal::note(&format!(" {} {what}", progress.style.done()));

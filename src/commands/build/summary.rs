@@ -32,8 +32,14 @@ pub fn familiar(name: &str) -> String {
     familiar.strip_suffix(":latest").map_or(familiar.clone(), str::to_owned)
 }
 
-/// Says what was made and what to type next.
-pub fn what_next(plan: &Exports, request: &BuildRequest, loaded: Option<Loader>, style: Style) -> String {
+/// Says what was made and what to type next. `unnamed`: the ID of an image that was loaded without a name.
+pub fn what_next(
+    plan: &Exports,
+    request: &BuildRequest,
+    loaded: Option<Loader>,
+    unnamed: Option<&str>,
+    style: Style,
+) -> String {
     let mut out = String::new();
     let mut say = |line: String| {
         out.push_str("   ");
@@ -57,15 +63,18 @@ pub fn what_next(plan: &Exports, request: &BuildRequest, loaded: Option<Loader>,
     let loader = loaded.or_else(|| plan.loader.clone());
     match (loader, name) {
         (Some(loader), Some(name)) => say(format!("run it:  {} run --rm {name}", loader.command())),
-        (Some(loader), None) => say(format!("it is in {}, without a name (-t gives it one)", loader.shown())),
+        (Some(loader), None) => {
+            say(format!("it is in {}, without a name (-t gives it one)", loader.shown()));
+            if let Some(id) = unnamed {
+                let short: String = id.trim_start_matches("sha256:").chars().take(12).collect();
+                say(format!("run it:  {} run --rm {short}", loader.command()));
+            }
+        }
         (None, Some(name)) if plan.kept => {
             say("the image is in bud's store; from here:".into());
             let rows = [
                 [format!("FROM {name}"), "in a Dockerfile builds on it".into()],
-                [
-                    format!("bud -t {name} -o type=docker,dest=image.tar …"),
-                    "saves it for docker load, podman load".into(),
-                ],
+                [format!("bud -t {name} -o type=docker,dest=image.tar …"), "saves it for docker load".into()],
                 [format!("bud -t REGISTRY/{name} --push …"), "pushes it".into()],
             ];
             for line in table(&rows.map(|row| row.to_vec())).lines() {
