@@ -121,6 +121,9 @@ async fn run(
     if request.cache.as_ref().is_some_and(|c| !c.imports.is_empty()) {
         build.say_once("cache imports are not supported yet: building without them");
     }
+    if request.cache.as_ref().is_some_and(|c| c.exports.iter().any(exports_unmade)) {
+        build.say_once("cache exports other than inline are not supported yet: building without them");
+    }
     let work = async {
         let result = match returned {
             Some(returned) => {
@@ -209,6 +212,8 @@ fn check_caches(request: &SolveRequest) -> Result<(), BuildError> {
         check_cache_type(&entry.r#type)?;
         match entry.r#type.as_str() {
             "inline" => {}
+            // The client says that its build is worth more to it than the cache.
+            _ if exports_unmade(entry) => {}
             "registry" | "local" | "gha" | "s3" | "azblob" => {
                 return Err(BuildError::new(
                     tonic::Code::Unimplemented,
@@ -219,6 +224,12 @@ fn check_caches(request: &SolveRequest) -> Result<(), BuildError> {
         }
     }
     Ok(())
+}
+
+/// Tells of a cache export that this daemon can't make and may leave out.
+fn exports_unmade(entry: &bud_protocol::control::CacheOptionsEntry) -> bool {
+    let may_fail = entry.attrs.get("ignore-error").is_some_and(|v| matches!(v.as_str(), "true" | "1"));
+    may_fail && entry.r#type != "inline"
 }
 
 fn check_cache_type(kind: &str) -> Result<(), BuildError> {
@@ -334,4 +345,25 @@ fn platforms(metadata: &BTreeMap<String, Vec<u8>>) -> Result<BTreeMap<String, Pl
     let list: List = serde_json::from_slice(bytes)
         .map_err(|e| BuildError::invalid(format!("result metadata refs.platforms: {e}")))?;
     Ok(list.platforms.into_iter().map(|e| (e.id, e.platform)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bud_protocol::control::{CacheOptions, CacheOptionsEntry};
+
+    #[test]
+    fn a_cache_export_that_can_not_be_made_is_an_error_unless_it_may_fail() {
+        let export = |kind: &str, attrs: &[(&str, &str)]| {
+            let attrs = attrs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+            let exports = vec![CacheOptionsEntry { r#type: kind.into(), attrs }];
+            let cache = Some(CacheOptions { exports, ..CacheOptions::default() });
+            check_caches(&SolveRequest { cache, ..SolveRequest::default() })
+        };
+        assert!(export("inline", &[]).is_ok());
+        assert_eq!(export("registry", &[]).unwrap_err().code, tonic::Code::Unimplemented);
+        assert!(export("registry", &[("ignore-error", "true")]).is_ok());
+        assert!(export("local", &[("ignore-error", "false")]).is_err());
+        assert!(export("nonsense", &[("ignore-error", "true")]).is_err());
+    }
 }

@@ -12,6 +12,7 @@ use bud_dockerfile::frontend::{
 use bud_protocol::control::VertexWarning;
 use bud_protocol::errors::{BuildError, Detail, SourcePlace};
 use futures_util::future::join_all;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// A front end that asks more often than this asks for ever.
@@ -30,6 +31,9 @@ pub async fn solve(build: &Arc<Build>, request: &Request) -> Result<BuildResult,
         inputs: request.inputs.clone(),
         ..Default::default()
     };
+    if leave_out_attestations(&mut question.opts) {
+        build.say_once("attestations (provenance, SBOM) are not supported yet: building without them");
+    }
     for _ in 0..ROUNDS {
         if build.cancel.is_cancelled() {
             return Err(BuildError::canceled());
@@ -76,6 +80,22 @@ pub async fn solve(build: &Arc<Build>, request: &Request) -> Result<BuildResult,
         }
     }
     Err(BuildError::new(tonic::Code::Internal, "the Dockerfile front end asks without an end"))
+}
+
+/// Takes away what asks for attestations, so that no scanner is looked for; tells whether a user asked.
+fn leave_out_attestations(opts: &mut BTreeMap<String, String>) -> bool {
+    let mut asked = opts.iter().any(|(name, value)| {
+        name.starts_with("build-arg:BUILDKIT_ATTEST_") && !value.split(',').any(|part| part == "disabled=true")
+    });
+    opts.retain(|name, value| {
+        if !matches!(name.strip_prefix("attest:"), Some("provenance" | "sbom")) {
+            return true;
+        }
+        // Clients add `inline-only` by themselves.
+        asked |= !value.split(',').any(|part| matches!(part, "disabled=true" | "inline-only=true"));
+        false
+    });
+    asked
 }
 
 enum Answer {
@@ -186,5 +206,26 @@ fn warn(build: &Build, warnings: &[Warning]) {
             ranges: spans.iter().map(|s| s.to_range()).collect(),
             ..VertexWarning::default()
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attestations_are_left_out_and_nothing_else() {
+        let mut opts: BTreeMap<_, _> =
+            [("attest:provenance", "mode=max"), ("attest:sbom", ""), ("target", "attest:sbom")]
+                .map(|(k, v)| (k.to_owned(), v.to_owned()))
+                .into_iter()
+                .collect();
+        assert!(leave_out_attestations(&mut opts));
+        assert_eq!(opts.keys().collect::<Vec<_>>(), ["target"]);
+        assert!(!leave_out_attestations(&mut opts));
+        opts.insert("attest:provenance".into(), "mode=min,inline-only=true".into());
+        assert!(!leave_out_attestations(&mut opts), "nobody asked for what a client adds");
+        opts.insert("build-arg:BUILDKIT_ATTEST_SBOM".into(), "true".into());
+        assert!(leave_out_attestations(&mut opts));
     }
 }
