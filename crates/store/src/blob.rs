@@ -6,11 +6,12 @@ use crate::store::{Store, lock, now_ms};
 use bud_image::Digest;
 use rusqlite::{OptionalExtension, params};
 use sha2::Digest as _;
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 /// The blobs of a store.
 pub struct BlobStore {
@@ -18,6 +19,8 @@ pub struct BlobStore {
     new_dir: PathBuf,
     counter: AtomicU64,
     store: OnceLock<Weak<Store>>,
+    /// Blobs whose bytes were checked by this process: the file's inode number and time of change.
+    sound: Mutex<HashMap<Digest, (u64, i64, i64)>>,
 }
 
 impl BlobStore {
@@ -27,6 +30,7 @@ impl BlobStore {
             new_dir: root.join("blobs/new"),
             counter: AtomicU64::new(0),
             store: OnceLock::new(),
+            sound: Mutex::default(),
         }
     }
 
@@ -112,6 +116,44 @@ impl BlobStore {
         Ok(self.size(digest)?.is_some())
     }
 
+    /// Tells whether a blob is there with the right bytes. They are read once for as long as the store is open and the file stays as it is; a
+    /// damaged one is dropped.
+    ///
+    /// # Errors
+    /// The database fails, or the file can't be read.
+    pub fn is_sound(&self, digest: &Digest) -> Result<bool, StoreError> {
+        if !self.contains(digest)? {
+            return Ok(false);
+        }
+        let path = self.path(digest);
+        let mark = mark_of(&path);
+        if mark.is_some() && lock(&self.sound).get(digest).copied() == mark {
+            return Ok(true);
+        }
+        let mut file = File::open(&path).map_err(StoreError::io("open", &path))?;
+        let mut hash = sha2::Sha256::new();
+        let mut piece = vec![0; 256 << 10];
+        loop {
+            match file.read(&mut piece).map_err(StoreError::io("read", &path))? {
+                0 => break,
+                n => hash.update(&piece[..n]),
+            }
+        }
+        if Digest::from_bytes(hash.finalize().into()) != *digest {
+            tracing::warn!("blob {digest} is damaged on disk");
+            self.forget(digest)?;
+            return Ok(false);
+        }
+        self.note_sound(digest, mark);
+        Ok(true)
+    }
+
+    fn note_sound(&self, digest: &Digest, mark: Option<(u64, i64, i64)>) {
+        if let Some(mark) = mark {
+            lock(&self.sound).insert(*digest, mark);
+        }
+    }
+
     /// Opens a blob for reading. What is read is hashed on the way, and a read to the end fails if the bytes are wrong.
     ///
     /// # Errors
@@ -153,7 +195,7 @@ impl BlobStore {
         Ok(bytes)
     }
 
-    /// Removes a blob and what the database says of it.
+    /// Removes a blob. Which blob a layer had stays known: it can be fetched or made again.
     ///
     /// # Errors
     /// The database fails.
@@ -161,7 +203,7 @@ impl BlobStore {
         let store = self.store()?;
         let db = store.database();
         db.execute("DELETE FROM blobs WHERE digest = ?", [digest.as_bytes()])?;
-        db.execute("DELETE FROM layer_blobs WHERE digest = ?", [digest.as_bytes()])?;
+        lock(&self.sound).remove(digest);
         // It may be missing: that is why it is forgotten.
         let _gone = std::fs::remove_file(self.path(digest));
         Ok(())
@@ -266,6 +308,7 @@ impl BlobWriter {
         let path = blobs.path(&actual);
         std::fs::rename(&self.path, &path).map_err(StoreError::io("rename to", &path))?;
         self.done = true;
+        blobs.note_sound(&actual, mark_of(&path));
         let now = now_ms();
         let size = i64::try_from(self.size).map_err(|_| StoreError::Damaged("size of a blob"))?;
         self.store
@@ -398,6 +441,12 @@ impl Store {
         )?;
         Ok(())
     }
+}
+
+/// Tells a file from one that was put in its place or written to since.
+fn mark_of(path: &Path) -> Option<(u64, i64, i64)> {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::symlink_metadata(path).ok().map(|meta| (meta.ino(), meta.ctime(), meta.ctime_nsec()))
 }
 
 fn read_layer_blob(row: &rusqlite::Row<'_>) -> Result<LayerBlob, rusqlite::Error> {

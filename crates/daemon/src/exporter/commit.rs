@@ -1,12 +1,13 @@
 //! Makes images of results: layers' blobs, configs, manifests, an index if there are several platforms.
 
 use super::config::{self, LayerNotes, go_escaped};
-use super::layers::{self, KeptBlob};
+use super::layers::{self, KeptBlob, Wanted};
 use super::options::{self, ImageOptions, Place};
 use super::{ExportTree, Exportable};
 use crate::daemon::Daemon;
 use crate::images::PlatformImage;
 use crate::progress::Reporter;
+use crate::sessions::SessionGroup;
 use crate::value::{blocking, store_error};
 use bud_image::manifest::media_type;
 use bud_image::{Descriptor, Digest, Index, Manifest, Platform};
@@ -25,6 +26,8 @@ const LAYERS: usize = 4;
 pub struct Maker<'a> {
     /// The daemon.
     pub daemon: &'a Arc<Daemon>,
+    /// Whose credentials open registries, where a base's layer has to be fetched again.
+    pub sessions: &'a SessionGroup,
     /// How.
     pub options: ImageOptions,
     /// Where progress goes.
@@ -184,11 +187,18 @@ impl Maker<'_> {
         .await?;
         let epoch = self.epoch(result, tree)?.filter(|_| self.options.rewrite);
         let of_base = tree.base_config.as_ref().and_then(|c| c.rootfs.diff_ids.as_ref()).map_or(0, Vec::len);
+        let wanted = Wanted {
+            daemon: self.daemon,
+            sessions: self.sessions,
+            options: &self.options,
+            progress: self.progress,
+            cancel: self.cancel,
+        };
         let blobs: Vec<KeptBlob> = stream::iter(chains.into_iter().enumerate())
             .map(|(i, chain)| {
                 // The base's layers stay as they are.
                 let epoch = epoch.filter(|_| i >= of_base);
-                async move { layers::blob(self.daemon, &chain, &self.options, epoch, self.cancel).await }
+                async move { layers::blob(wanted, &chain, epoch).await }
             })
             .buffered(LAYERS)
             .try_collect()

@@ -2,14 +2,18 @@
 
 use super::options::ImageOptions;
 use crate::daemon::Daemon;
+use crate::progress::Reporter;
+use crate::sessions::SessionGroup;
+use crate::source::pull;
 use crate::value::{Stop, blocking, store_error};
 use bud_image::manifest::media_type;
+use bud_image::{Descriptor, ImageRef};
 use bud_oci::codec::{Compression, Compressor};
 use bud_protocol::errors::BuildError;
 use bud_store::blob::{BlobPin, LayerBlob};
 use bud_store::layer::{self, LayerError, WriteOptions};
 use bud_store::{LayerId, Snapshot, Store};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use tokio_util::sync::CancellationToken;
 
@@ -64,32 +68,91 @@ impl Form {
     }
 }
 
+/// Who wants blobs, and how.
+#[derive(Clone, Copy)]
+pub struct Wanted<'a> {
+    /// The daemon.
+    pub daemon: &'a Arc<Daemon>,
+    /// Whose credentials open registries.
+    pub sessions: &'a SessionGroup,
+    /// Which compression, and whether it is forced.
+    pub options: &'a ImageOptions,
+    /// Hears of what is fetched again.
+    pub progress: &'a Reporter,
+    /// Asked whether to go on.
+    pub cancel: &'a CancellationToken,
+}
+
 /// Returns the blob of the layer that a chain ends with.
 ///
-/// A known one is taken as it is, whatever its compression, unless that is forced. `epoch`: times are cut to it.
+/// A known one is taken as it is, whatever its compression, unless that is forced. One that came from a registry and was lost or
+/// damaged since is fetched again; if it can't be, it is made of the layer's files. `epoch`: times are cut to it.
 ///
 /// # Errors
 /// A file of the layer can't be read, or the disk is full.
-pub async fn blob(
-    daemon: &Arc<Daemon>,
-    chain: &Snapshot,
-    options: &ImageOptions,
-    epoch: Option<i64>,
-    cancel: &CancellationToken,
-) -> Result<KeptBlob, BuildError> {
+pub async fn blob(wanted: Wanted<'_>, chain: &Snapshot, epoch: Option<i64>) -> Result<KeptBlob, BuildError> {
+    let Wanted { daemon, options, cancel, .. } = wanted;
     let Some(top) = chain.top() else { return Err(BuildError::other("an empty chain has no layer")) };
     let form = Form { compression: options.compression.unwrap_or(Compression::Gzip), level: options.level, epoch };
     let lock = daemon.shared.layer_blobs.lock((top, form.name()));
     let _only = lock.lock().await;
-    let (store, chain, force, cancel) = (Arc::clone(&daemon.store), chain.clone(), options.force, cancel.clone());
-    blocking(move || match known(&store, top, &form, force)? {
-        Some(kept) => Ok(kept),
-        None => make(&store, &chain, top, &form, &cancel),
-    })
-    .await
+    let (store, force) = (Arc::clone(&daemon.store), options.force);
+    let found = {
+        let (store, form) = (Arc::clone(&store), form.clone());
+        blocking(move || known(&store, top, &form, force)).await?
+    };
+    if let Known::Lost(kept, name) = found {
+        return match fetch(wanted, &kept.blob, &name).await {
+            Ok(()) => Ok(kept),
+            Err(error) if error.code == tonic::Code::Cancelled => Err(error),
+            Err(error) => {
+                let short = format!("layer {} is made anew: its blob was lost and can't be fetched", kept.blob.digest);
+                wanted.progress.note(&format!("{short}: {}", error.message));
+                remade(store, chain, top, form, cancel).await
+            }
+        };
+    }
+    match found {
+        Known::Here(kept) => Ok(kept),
+        _ => remade(store, chain, top, form, cancel).await,
+    }
 }
 
-fn known(store: &Arc<Store>, top: LayerId, form: &Form, force: bool) -> Result<Option<KeptBlob>, BuildError> {
+async fn remade(
+    store: Arc<Store>,
+    chain: &Snapshot,
+    top: LayerId,
+    form: Form,
+    cancel: &CancellationToken,
+) -> Result<KeptBlob, BuildError> {
+    let (chain, cancel) = (chain.clone(), cancel.clone());
+    blocking(move || make(&store, &chain, top, &form, &cancel)).await
+}
+
+async fn fetch(wanted: Wanted<'_>, blob: &LayerBlob, name: &ImageRef) -> Result<(), BuildError> {
+    wanted.progress.note(&format!("layer {} was lost or damaged: fetching it again from {name}", blob.digest));
+    let descriptor = Descriptor {
+        media_type: blob.media_type.clone(),
+        digest: blob.digest,
+        size: blob.size,
+        urls: Vec::new(),
+        annotations: BTreeMap::new(),
+        platform: None,
+    };
+    pull::refetch(wanted.daemon, wanted.sessions, name, &descriptor, wanted.cancel).await
+}
+
+/// What the store knows of a layer's blob.
+enum Known {
+    /// It is there.
+    Here(KeptBlob),
+    /// It is not there any more; it came with this image.
+    Lost(KeptBlob, ImageRef),
+    /// It was never made in this form.
+    Nothing,
+}
+
+fn known(store: &Arc<Store>, top: LayerId, form: &Form, force: bool) -> Result<Known, BuildError> {
     let mut blobs = store.layer_blobs(top).map_err(store_error)?;
     let name = form.name();
     let plain = form.compression.name();
@@ -101,13 +164,17 @@ fn known(store: &Arc<Store>, top: LayerId, form: &Form, force: bool) -> Result<O
         same_times && (same_form || !force && form.epoch.is_none())
     });
     blobs.sort_by_key(|(known, _)| (*known != name, known != plain));
+    let mut lost = None;
     for (_, blob) in blobs {
-        let pin = store.blobs().pin(&blob.digest).map_err(store_error)?;
-        if store.blobs().contains(&blob.digest).map_err(store_error)? {
-            return Ok(Some(KeptBlob { blob, _pin: Arc::new(pin) }));
+        let kept = KeptBlob { _pin: Arc::new(store.blobs().pin(&blob.digest).map_err(store_error)?), blob };
+        if store.blobs().is_sound(&kept.blob.digest).map_err(store_error)? {
+            return Ok(Known::Here(kept));
         }
+        lost.get_or_insert(kept);
     }
-    Ok(None)
+    let Some(lost) = lost else { return Ok(Known::Nothing) };
+    let (_, note) = store.layer_notes(top).map_err(store_error)?;
+    Ok(pull::pulled_from(&note).map_or(Known::Nothing, |name| Known::Lost(lost, name)))
 }
 
 fn make(

@@ -7,6 +7,7 @@ use super::{ExportCx, ExportTree, Exportable, Response};
 use crate::daemon::Daemon;
 use crate::images::{ImageData, Saved};
 use crate::progress::Reporter;
+use crate::sessions::SessionGroup;
 use crate::sessions::session_error;
 use crate::source::pull::chain_ids;
 use crate::value::{blocking, store_error};
@@ -72,7 +73,7 @@ impl OciExporter {
         }
         let names = options::names(&self.name, &result.metadata)?;
         let mut maker =
-            Maker { daemon: &cx.daemon, options: self.image.clone(), progress: &cx.progress, cancel: &cx.cancel };
+            Maker { daemon: &cx.daemon, sessions: &cx.sessions, options: self.image.clone(), progress: &cx.progress, cancel: &cx.cancel };
         let mut image = maker.image(result).await?;
         let epoch = self.image.epoch.flatten().and_then(|e| u64::try_from(e).ok());
         let created = epoch.map_or(cx.now, |e| std::time::UNIX_EPOCH + std::time::Duration::from_secs(e));
@@ -266,7 +267,10 @@ pub async fn finished(daemon: &Arc<Daemon>, name: &ImageRef) -> Result<Image, Bu
     }
     let (progress, cancel) = (Reporter::silent(), CancellationToken::new());
     let options = ImageOptions::parse(&BTreeMap::new())?;
-    let image = Maker { daemon, options, progress: &progress, cancel: &cancel }.image(&result).await?;
+    // Nobody is there to ask for credentials.
+    let sessions = SessionGroup::new(&daemon.sessions);
+    let maker = Maker { daemon, sessions: &sessions, options, progress: &progress, cancel: &cancel };
+    let image = { maker }.image(&result).await?;
     let known = ImageData { digest: image.top.digest.to_string(), platforms: image.remembered() };
     if known != data {
         let (store, documents) = (Arc::clone(&daemon.store), image.documents());

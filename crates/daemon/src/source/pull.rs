@@ -1,8 +1,10 @@
 //! Layers on their way into the store: downloaded, verified, decompressed and unpacked at the same time, several at once.
 
 use super::{SourceCx, fixed_key};
+use crate::daemon::Daemon;
+use crate::sessions::SessionGroup;
 use crate::value::{Stop, Value, blocking, store_error};
-use bud_image::{Descriptor, Digest, ImageConfig, Manifest};
+use bud_image::{Descriptor, Digest, ImageConfig, ImageRef, Manifest};
 use bud_oci::codec::{Compression, Digested};
 use bud_oci::registry::{Problem, RegistryError, Repository};
 use bud_protocol::errors::BuildError;
@@ -39,7 +41,54 @@ pub enum Origin {
     },
 }
 
+/// How the note of a layer begins that came from a registry; the image's name follows.
+const PULLED: &str = "pulled from ";
+
+/// Returns the name of the image that a layer was pulled with, from the layer's note.
+pub(crate) fn pulled_from(note: &str) -> Option<ImageRef> {
+    ImageRef::parse(note.strip_prefix(PULLED)?).ok()
+}
+
+/// Fetches a layer's blob again that was lost or damaged, from where it came.
+///
+/// # Errors
+/// It can't be had there, or is not what its digest says.
+pub(crate) async fn refetch(
+    daemon: &Arc<Daemon>,
+    sessions: &SessionGroup,
+    name: &ImageRef,
+    wanted: &Descriptor,
+    cancel: &CancellationToken,
+) -> Result<(), BuildError> {
+    let client = daemon.shared.registries.client(&daemon.config);
+    let origin = Origin::Registry(client.repository(name, &super::registry::access(sessions)));
+    let store = Arc::clone(&daemon.store);
+    let mut writer = blocking(move || store.blobs().writer().map_err(store_error)).await?;
+    let mut chunks = origin.blob(wanted).await?;
+    while let Some(chunk) = tokio::select! {
+        chunk = chunks.next() => chunk,
+        () = cancel.cancelled() => return Err(BuildError::canceled()),
+    } {
+        let chunk = chunk?;
+        writer = blocking(move || match writer.write_all(&chunk) {
+            Ok(()) => Ok(writer),
+            Err(e) => Err(BuildError::other(format!("write a layer's blob: {e}"))),
+        })
+        .await?;
+    }
+    let (digest, size) = (wanted.digest, wanted.size);
+    blocking(move || writer.commit(Some(&digest), Some(size)).map(|_| ()).map_err(store_error)).await
+}
+
 impl Origin {
+    /// Returns the note of a layer that came from here.
+    fn note(&self, name: &str) -> String {
+        match self {
+            Self::Registry(_) => format!("{PULLED}{name}"),
+            Self::Layout { .. } => format!("read from the layout {name}"),
+        }
+    }
+
     /// Streams a blob. Its digest is left to the reader to check; nothing longer than announced comes.
     async fn blob(&self, wanted: &Descriptor) -> Result<BoxStream<'static, Result<Bytes, BuildError>>, BuildError> {
         match self {
@@ -158,7 +207,7 @@ pub async fn layers(
             cx.progress.note(&format!("{} device nodes of {name} are left out", unpacked.skipped_devices));
         }
         let (store, below, chain) = (Arc::clone(&store), snapshot.clone(), chains[i]);
-        let (wanted, description) = (manifest.layers[i].clone(), format!("pulled from {name}"));
+        let (wanted, description) = (manifest.layers[i].clone(), origin.note(name));
         let diff_id = unpacked.diff_id;
         (snapshot, pin) = blocking(move || {
             let mut draft = unpacked.draft;
