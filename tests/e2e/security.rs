@@ -2,6 +2,7 @@
 
 use crate::harness::{Home, bud, read, run};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+use std::os::unix::process::CommandExt as _;
 
 /// A file that nothing may read into an image or change.
 struct Canary {
@@ -128,7 +129,6 @@ fn r13_secrets_are_nowhere() {
 fn a01_unsafe_places_are_refused() {
     // A runtime directory that is a link to somebody else's place.
     let home = Home::sub();
-    let context = home.dockerfile("FROM scratch\nLABEL a=b\n");
     let tcp = run({
         let mut c = home.bud_command(["daemon", "--addr", "tcp://127.0.0.1:0", "--root"]);
         c.arg(home.path("root"));

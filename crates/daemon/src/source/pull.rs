@@ -188,14 +188,16 @@ pub async fn layers(
             let (origin, wanted, cx, permits) = (origin.clone(), wanted.clone(), cx.clone(), Arc::clone(&permits));
             AbortOnDropHandle::new(tokio::spawn(async move {
                 let _permit = permits.acquire_owned().await;
-                bring(&origin, &wanted, &cx).await
+                // A prune must not take the blob before it is known whose it is.
+                let kept = cx.daemon.store.blobs().pin(&wanted.digest).map_err(store_error)?;
+                bring(&origin, &wanted, &cx).await.map(|unpacked| (unpacked, kept))
             }))
         })
         .collect();
     for (i, task) in tasks.into_iter().enumerate() {
         let i = done + i;
         let unpacked = task.await.map_err(|e| BuildError::other(format!("pulling {name}: {e}")))?;
-        let unpacked = unpacked.map_err(|e| e.context(name))?;
+        let (unpacked, kept) = unpacked.map_err(|e| e.context(name))?;
         if unpacked.diff_id != diff_ids[i] {
             let wanted = &manifest.layers[i].digest;
             return Err(BuildError::other(format!(
@@ -217,6 +219,7 @@ pub async fn layers(
             if let Some(top) = snapshot.top() {
                 remember_blob(&store, top, &wanted, diff_id)?;
             }
+            drop(kept);
             store.put_record(&chain_key(&chain), &[Some(snapshot.clone())], &description).map_err(store_error)?;
             Ok((snapshot, Some(Arc::new(pin))))
         })
