@@ -114,7 +114,7 @@ fn packages_users_and_sudo_give_the_same_tree_with_the_own_id_alone() {
 fn a_hostile_step_neither_hangs_nor_reaches_out_through_the_emulation() {
     // Callers die while they wait; a link is swapped while paths are resolved; links lead out of the root; numbers of processes are used again.
     let dockerfile = "FROM busybox\n\
-        RUN touch /a && for i in $(seq 60); do (while :; do chown 5:6 /a; ls -n /a; done > /dev/null) & kill -9 $!; done; echo done > /killed\n\
+        RUN touch /a && for i in $(seq 60); do (while :; do chown 5:6 /a; ls -n /a; done > /dev/null) & kill -9 $!; done; wait; echo done > /killed\n\
         RUN mkdir /r && ln -s /r /s && (while [ ! -e /stop ]; do ln -sfn /../../../../../../etc /s; ln -sfn /r /s; done) & touch /r/passwd; for i in $(seq 100); do chown 7:7 /s/passwd 2> /dev/null; done; touch /stop\n\
         RUN ln -s /proc/1/root/../../../../etc/passwd /out; chown 9:9 /out /proc/self/root/../../etc/shadow 2> /refused; chown 8:8 /dev/null /proc/1/mem 2>> /refused; echo ok > /ok\n\
         RUN --mount=type=tmpfs,target=/m chown 3:3 /m && touch /m/f && chown 4:4 /m/f && chown -R 5:5 /sys/kernel 2> /dev/null; echo on > /on\n";

@@ -211,21 +211,25 @@ pub(crate) fn new_keyring() -> io::Result<()> {
     Ok(())
 }
 
-/// Loads a seccomp filter onto the process. Needs CAP_SYS_ADMIN in its user namespace, or `no_new_privs`.
-pub(crate) fn load_seccomp(filter: &Filter) -> io::Result<()> {
+/// Leaves the speculative store bypass setting alone; kernels before 5.16 would switch it off and slow the step down.
+const SECCOMP_SPEC_ALLOW: u32 = 4;
+
+fn load_seccomp_with(filter: &Filter, flags: u32) -> io::Result<libc::c_long> {
     #[repr(C)]
     struct Program {
         length: u16,
         instructions: *const crate::seccomp::Instruction,
     }
     const SET_MODE_FILTER: u32 = 1;
-    // Leaves the speculative store bypass setting alone; kernels before 5.16 would switch it off and slow the step down.
-    const FLAG_SPEC_ALLOW: u32 = 4;
     let instructions = filter.instructions();
     let program = Program { length: instructions.len() as u16, instructions: instructions.as_ptr() };
     // SAFETY: `program` has the layout of `struct sock_fprog`; pointer and length are of one slice that outlives the call.
-    check(unsafe { libc::syscall(libc::SYS_seccomp, SET_MODE_FILTER, FLAG_SPEC_ALLOW, &raw const program) })?;
-    Ok(())
+    check(unsafe { libc::syscall(libc::SYS_seccomp, SET_MODE_FILTER, flags, &raw const program) })
+}
+
+/// Loads a seccomp filter onto the process. Needs CAP_SYS_ADMIN in its user namespace, or `no_new_privs`.
+pub(crate) fn load_seccomp(filter: &Filter) -> io::Result<()> {
+    load_seccomp_with(filter, SECCOMP_SPEC_ALLOW).map(drop)
 }
 
 /// Returns the Landlock ABI of the kernel; an error if it has none.
@@ -377,24 +381,12 @@ pub(crate) fn forget_pages(start: usize, length: usize) -> io::Result<()> {
 
 /// Loads a seccomp filter that hands calls to a listener, and returns the listener.
 pub(crate) fn load_seccomp_listener(filter: &Filter) -> io::Result<OwnedFd> {
-    #[repr(C)]
-    struct Program {
-        length: u16,
-        instructions: *const crate::seccomp::Instruction,
-    }
-    const SET_MODE_FILTER: u32 = 1;
-    const FLAG_SPEC_ALLOW: u32 = 4;
     const FLAG_NEW_LISTENER: u32 = 8;
     // From Linux 5.19 on: a call that was taken is interrupted by nothing but the caller's death.
     const FLAG_WAIT_KILLABLE: u32 = 32;
-    let instructions = filter.instructions();
-    let program = Program { length: instructions.len() as u16, instructions: instructions.as_ptr() };
-    let load = |flags: u32| {
-        // SAFETY: `program` has the layout of `struct sock_fprog`; pointer and length are of one slice that outlives the call.
-        check(unsafe { libc::syscall(libc::SYS_seccomp, SET_MODE_FILTER, flags, &raw const program) })
-    };
-    let flags = FLAG_SPEC_ALLOW | FLAG_NEW_LISTENER;
-    let listener = load(flags | FLAG_WAIT_KILLABLE).or_else(|_| load(flags))?;
+    let flags = SECCOMP_SPEC_ALLOW | FLAG_NEW_LISTENER;
+    let listener =
+        load_seccomp_with(filter, flags | FLAG_WAIT_KILLABLE).or_else(|_| load_seccomp_with(filter, flags))?;
     // SAFETY: the kernel has made this descriptor for us; nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(listener as i32) })
 }
@@ -420,6 +412,13 @@ pub(crate) fn next_notification(listener: BorrowedFd<'_>) -> io::Result<Notifica
     // SAFETY: `call` has the layout of `struct seccomp_notif`, is zeroed as the kernel demands, and outlives the call.
     check(unsafe { libc::ioctl(listener.as_raw_fd(), RECEIVE as _, &raw mut call) }.into())?;
     Ok(call)
+}
+
+/// Tells whether a call waits, so that [`next_notification`] won't.
+pub(crate) fn has_notification(listener: BorrowedFd<'_>) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut listener = [PollFd::from_borrowed_fd(listener, PollFlags::IN)];
+    poll(&mut listener, Some(&Timespec::default())).is_ok_and(|_| listener[0].revents().contains(PollFlags::IN))
 }
 
 /// The answer to a call.

@@ -18,6 +18,7 @@ mod identity;
 mod layout;
 mod table;
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -150,16 +151,21 @@ fn serve(socket: &OwnedFd, proc: &OwnedFd, home: OwnedFd, table: Table) -> ! {
     // Answering on the caller's processor is faster. Before Linux 6.6 there is no such flag.
     sys::answer_on_the_same_processor(listener.as_fd()).ok();
     let mut desk = Desk::new(proc.as_fd(), home.as_fd(), stat.stx_mnt_id, table, user);
+    let mut taken = VecDeque::new();
     loop {
-        match sys::next_notification(listener.as_fd()) {
-            Ok(call) => {
-                let reply = desk.answer(listener.as_fd(), &call);
-                // A caller that is gone needs no answer.
-                sys::answer_notification(listener.as_fd(), call.id, reply).ok();
+        // All that wait are taken before one is answered: until a call is taken, any signal to its caller interrupts it, and
+        // programs don't expect that of calls that never wait.
+        while taken.is_empty() || sys::has_notification(listener.as_fd()) {
+            match sys::next_notification(listener.as_fd()) {
+                Ok(call) => taken.push_back(call),
+                // The caller died before its call could be taken.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINTR)) => {}
+                Err(_) => sys::exit_now(1),
             }
-            // The caller died before its call could be taken.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINTR)) => {}
-            Err(_) => sys::exit_now(1),
         }
+        let Some(call) = taken.pop_front() else { continue };
+        let reply = desk.answer(listener.as_fd(), &call);
+        // A caller that is gone needs no answer.
+        sys::answer_notification(listener.as_fd(), call.id, reply).ok();
     }
 }
