@@ -3,15 +3,16 @@
 
 use crate::StoreError;
 use crate::fileop::FileOpError;
+use crate::lay::{Below, lay};
 use crate::layer::LayerError;
 use crate::runs::Unit;
-use crate::scan::{Kind, Node, look, open_subdir, scan};
+use crate::scan::{Node, scan};
 use crate::snapshot::{LayerId, Snapshot};
 use crate::store::{Store, lock};
-use crate::union::{copy_xattrs, is_opaque, is_whiteout, timestamps};
+use crate::union::timestamps;
 use bud_patterns::Filter;
-use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fd::OwnedFd;
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -184,7 +185,7 @@ impl Store {
         for layer in layers {
             let layer = open_layer(&self.layer_fs(layer))?;
             let listed = layer.try_clone().map_err(|e| FileOpError::std("open", b"/", e))?;
-            lay(&scan(listed, b"", &Filter::all())?, layer, &flat)?;
+            lay(&scan(listed, b"", &Filter::all())?, layer, &flat, Below::Nothing)?;
         }
         Ok(())
     }
@@ -194,51 +195,6 @@ impl Store {
 pub(crate) fn open_layer(path: &Path) -> Result<OwnedFd, FileOpError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::open(path, flags, Mode::empty()).map_err(|e| FileOpError::io("open", b"/", e))
-}
-
-/// A directory of a layer that is being laid over one of a flat directory.
-struct Level<'n> {
-    node: &'n Node,
-    from: OwnedFd,
-    to: OwnedFd,
-    next: usize,
-}
-
-/// Lays a layer over a flat directory.
-fn lay(top: &Node, layer: OwnedFd, flat: &OwnedFd) -> Result<(), FileOpError> {
-    let flat = flat.try_clone().map_err(|e| FileOpError::std("open", b"/", e))?;
-    let mut stack = vec![Level { node: top, from: layer, to: flat, next: 0 }];
-    while let Some(level) = stack.last_mut() {
-        let Kind::Dir(children) = &level.node.kind else { break };
-        let Some(child) = children.get(level.next) else {
-            if let Some(done) = stack.pop() {
-                set_looks(&done.to, done.node)?;
-            }
-            continue;
-        };
-        level.next += 1;
-        let name = &*child.name;
-        let fail = |what| move |e: Errno| FileOpError::io(what, name, e);
-        let to = &level.to;
-        let remove = || crate::disk::remove_at(to, name).map_err(|e| FileOpError::std("remove", name, e));
-        if is_whiteout(child) {
-            remove()?;
-        } else if child.is_dir() {
-            let from = open_subdir(level.from.as_fd(), name).map_err(fail("open"))?;
-            let there = look(to.as_fd(), name).is_ok_and(|n| n.is_dir());
-            if !there || is_opaque(&from) {
-                remove()?;
-                rustix::fs::mkdirat(to, name, Mode::RWXU).map_err(fail("create"))?;
-            }
-            let to = open_subdir(to.as_fd(), name).map_err(fail("open"))?;
-            copy_xattrs(&from, &to).map_err(fail("copy the attributes of"))?;
-            stack.push(Level { node: child, from, to, next: 0 });
-        } else {
-            remove()?;
-            rustix::fs::linkat(&level.from, name, to, name, AtFlags::empty()).map_err(fail("link"))?;
-        }
-    }
-    Ok(())
 }
 
 /// Gives a directory the looks of a listed one.

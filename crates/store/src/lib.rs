@@ -19,6 +19,7 @@ mod flatten;
 #[cfg(test)]
 mod gc_tests;
 pub mod image;
+mod lay;
 pub mod layer;
 mod merge;
 pub mod native;

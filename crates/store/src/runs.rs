@@ -9,15 +9,16 @@
 use crate::StoreError;
 use crate::fileop::FileOpError;
 use crate::flatten::{Flat, open_layer, set_looks};
+use crate::lay::{Below, join, lay};
 use crate::layer::LayerError;
-use crate::scan::{Kind, Node, look, names_of, open_subdir, scan};
+use crate::scan::{Kind, look, names_of, open_subdir, scan};
 use crate::snapshot::{LayerId, Snapshot};
 use crate::store::{Store, lock};
 use crate::tree::open_beneath;
-use crate::union::{copy_xattrs, is_opaque, is_whiteout, make_whiteout, set_opaque};
+use crate::union::{copy_xattrs, is_opaque, is_whiteout};
 use bud_patterns::Filter;
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, OFlags};
 use rustix::io::Errno;
 use std::sync::Arc;
 
@@ -107,7 +108,7 @@ impl Store {
             let layer = open_layer(&self.layer_fs(*unit))?;
             copy_xattrs(&layer, &run).map_err(|e| FileOpError::io("copy the attributes of", b"/", e))?;
             let listed = layer.try_clone().map_err(|e| FileOpError::std("open", b"/", e))?;
-            lay(&scan(listed, b"", &Filter::all())?, layer, &run, &mut hidden)?;
+            lay(&scan(listed, b"", &Filter::all())?, layer, &run, Below::Layers(&mut hidden))?;
         }
         hidden.sort_unstable();
         hidden.dedup();
@@ -139,10 +140,6 @@ impl Store {
     }
 }
 
-fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
-    if path.is_empty() { name.to_vec() } else { [path, b"/", name].concat() }
-}
-
 /// Counts what is in a directory, up to a little more than a limit.
 fn count_entries(top: OwnedFd, limit: usize) -> Result<usize, Errno> {
     let mut count = 0;
@@ -164,64 +161,6 @@ fn count_entries(top: OwnedFd, limit: usize) -> Result<usize, Errno> {
         }
     }
     Ok(count)
-}
-
-/// A directory of a layer that is being laid over one of a run.
-struct Level<'n> {
-    node: &'n Node,
-    path: Vec<u8>,
-    from: OwnedFd,
-    to: OwnedFd,
-    next: usize,
-}
-
-/// Lays a layer over a run of those below it; where something is deleted is noted.
-fn lay(top: &Node, layer: OwnedFd, run: &OwnedFd, hidden: &mut Vec<Vec<u8>>) -> Result<(), FileOpError> {
-    let run = run.try_clone().map_err(|e| FileOpError::std("open", b"/", e))?;
-    let mut stack = vec![Level { node: top, path: Vec::new(), from: layer, to: run, next: 0 }];
-    while let Some(level) = stack.last_mut() {
-        let Kind::Dir(children) = &level.node.kind else { break };
-        let Some(child) = children.get(level.next) else {
-            if let Some(done) = stack.pop() {
-                set_looks(&done.to, done.node)?;
-            }
-            continue;
-        };
-        level.next += 1;
-        let name = &*child.name;
-        let path = join(&level.path, name);
-        let fail = |what| move |e: Errno| FileOpError::io(what, name, e);
-        let to = &level.to;
-        let remove = || crate::disk::remove_at(to, name).map_err(|e| FileOpError::std("remove", name, e));
-        if is_whiteout(child) {
-            remove()?;
-            make_whiteout(to, name).map_err(fail("hide"))?;
-            hidden.push(path);
-        } else if child.is_dir() {
-            let from = open_subdir(level.from.as_fd(), name).map_err(fail("open"))?;
-            let there = match look(to.as_fd(), name) {
-                Ok(node) => Some(node),
-                Err(Errno::NOENT) => None,
-                Err(e) => return Err(fail("look at")(e)),
-            };
-            let goes_on = there.as_ref().is_some_and(Node::is_dir) && !is_opaque(&from);
-            if !goes_on {
-                remove()?;
-                rustix::fs::mkdirat(to, name, Mode::RWXU).map_err(fail("create"))?;
-            }
-            let to = open_subdir(to.as_fd(), name).map_err(fail("open"))?;
-            // What was below a directory that replaces something doesn't show through.
-            if !goes_on && (there.is_some() || is_opaque(&from)) {
-                set_opaque(&to).map_err(fail("hide what is below"))?;
-            }
-            copy_xattrs(&from, &to).map_err(fail("copy the attributes of"))?;
-            stack.push(Level { node: child, path, from, to, next: 0 });
-        } else {
-            remove()?;
-            rustix::fs::linkat(&level.from, name, to, name, AtFlags::empty()).map_err(fail("link"))?;
-        }
-    }
-    Ok(())
 }
 
 /// Removes a whiteout that hides nothing: an overlay would list it where its directory is in one layer alone.
