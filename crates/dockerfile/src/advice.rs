@@ -106,7 +106,10 @@ impl Advisor {
                     let Some(copy) = whole else { continue };
                     let Some((command, files)) = installs(run) else { continue };
                     let message = format!("any change in the context runs `{command}` anew");
-                    let help = format!("copy {files} alone before it, and everything else after it");
+                    let help = match files {
+                        "" => format!("run `{command}` before it"),
+                        files => format!("copy {files} alone before it, and everything else after it"),
+                    };
                     self.say("BudCopyBeforeInstall", &copy.origin, line_of(&copy.origin), message, &help);
                     return;
                 }
@@ -118,7 +121,7 @@ impl Advisor {
     fn apt_lists(&mut self, instruction: &Instruction) {
         let Kind::Run(run) = &instruction.kind else { return };
         let text = command_text(run);
-        let updates = ["apt-get update", "apt update", "apt-get -y update", "apt-get -qq update", "apt-get update"];
+        let updates = ["apt-get update", "apt update", "apt-get -y update", "apt-get -qq update"];
         let is_mounted = run.mounts.iter().any(|mount| mount.contains("/var/lib/apt"));
         let is_cleaned = text.contains("/var/lib/apt") && (text.contains("rm -") || text.contains("find "));
         if updates.iter().any(|update| text.contains(update)) && !is_mounted && !is_cleaned {
@@ -257,7 +260,7 @@ fn command_text(run: &Run) -> String {
     run.command.args.iter().map(String::as_str).chain(files).collect::<Vec<_>>().join(" ")
 }
 
-/// The command with which a `RUN` installs dependencies, and the files which say what those are. With a cache mount it is cheap.
+/// The command with which a `RUN` installs dependencies, and the files which say what those are, if it reads any. With a cache mount it is cheap.
 fn installs(run: &Run) -> Option<(&'static str, &'static str)> {
     const COMMANDS: [(&str, &str); 16] = [
         ("npm ci", "package.json and package-lock.json"),
@@ -273,8 +276,8 @@ fn installs(run: &Run) -> Option<(&'static str, &'static str)> {
         ("composer install", "composer.json and composer.lock"),
         ("go mod download", "go.mod and go.sum"),
         ("cargo fetch", "Cargo.toml and Cargo.lock"),
-        ("apt-get install", "nothing: install the packages"),
-        ("apk add", "nothing: install the packages"),
+        ("apt-get install", ""),
+        ("apk add", ""),
         ("dotnet restore", "the project files"),
     ];
     if run.mounts.iter().any(|mount| mount.contains("type=cache")) {
@@ -444,6 +447,14 @@ mod tests {
         ] {
             assert_eq!(rules(text), [], "{text}");
         }
+    }
+
+    #[test]
+    fn packages_are_installed_before_the_copy() {
+        let advice = advise(b"FROM alpine\nCOPY . .\nRUN apk add x\n");
+        assert_eq!(advice[0].help, "run `apk add` before it");
+        let advice = advise(b"FROM node\nCOPY . .\nRUN yarn install\n");
+        assert_eq!(advice[0].help, "copy package.json and yarn.lock alone before it, and everything else after it");
     }
 
     #[test]
