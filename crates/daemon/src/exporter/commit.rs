@@ -1,5 +1,6 @@
 //! Makes images of results: layers' blobs, configs, manifests, an index if there are several platforms.
 
+use super::ExportCx;
 use super::config::{self, LayerNotes, go_escaped};
 use super::layers::{self, KeptBlob, Wanted};
 use super::options::{self, ImageOptions, Place};
@@ -116,7 +117,12 @@ pub fn metadata_of<'a>(result: &'a Exportable, key: &str, tree: &ExportTree) -> 
     own.or_else(|| result.metadata.get(key)).map(Vec::as_slice)
 }
 
-impl Maker<'_> {
+impl<'a> Maker<'a> {
+    /// Makes what an exporter needs.
+    pub fn of(cx: &'a ExportCx, options: ImageOptions) -> Self {
+        Self { daemon: &cx.daemon, sessions: &cx.sessions, options, progress: &cx.progress, cancel: &cx.cancel }
+    }
+
     /// Makes the image of a result.
     ///
     /// # Errors

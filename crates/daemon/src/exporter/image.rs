@@ -80,13 +80,7 @@ impl ImageExporter {
         let image = if self.needs_no_digest() {
             None
         } else {
-            let mut maker = Maker {
-                daemon: &cx.daemon,
-                sessions: &cx.sessions,
-                options: self.image.clone(),
-                progress: &cx.progress,
-                cancel: &cx.cancel,
-            };
+            let mut maker = Maker::of(cx, self.image.clone());
             let image = maker.image(result).await?;
             response.extend(digests(&image)?);
             if !self.dangling_prefix.is_empty() && (!self.dangling_empty_only || names.is_empty()) {

@@ -72,13 +72,7 @@ impl OciExporter {
             return Err(BuildError::invalid("docker exporter does not currently support exporting manifest lists"));
         }
         let names = options::names(&self.name, &result.metadata)?;
-        let mut maker = Maker {
-            daemon: &cx.daemon,
-            sessions: &cx.sessions,
-            options: self.image.clone(),
-            progress: &cx.progress,
-            cancel: &cx.cancel,
-        };
+        let mut maker = Maker::of(cx, self.image.clone());
         let mut image = maker.image(result).await?;
         let epoch = self.image.epoch.flatten().and_then(|e| u64::try_from(e).ok());
         let created = epoch.map_or(cx.now, |e| std::time::UNIX_EPOCH + std::time::Duration::from_secs(e));
