@@ -6,7 +6,7 @@ use bud_sandbox::probe::Outcome;
 use bud_sandbox::userns::WANTED;
 
 /// What the own ID alone costs.
-const LOST: &str = "your own user ID alone is there inside builds";
+const LOST: &str = "other users and owners inside builds are emulated: slower, and nothing is refused to them";
 
 pub(super) fn checks(machine: &Machine) -> Vec<Check> {
     let trial = &machine.trial;

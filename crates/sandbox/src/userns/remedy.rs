@@ -75,7 +75,8 @@ impl Distribution {
 }
 
 /// What the own ID alone means for builds.
-const CONSEQUENCE: &str = "only your own user ID is there inside builds, so steps that change owners fail";
+const CONSEQUENCE: &str =
+    "only your own user ID is there inside builds; other users and owners are emulated, which is slower";
 
 /// Says why sub-IDs can't be used, one line for each thing that is missing. Empty: they can.
 pub(super) fn missing_subids(facts: &Facts) -> Vec<String> {

@@ -109,7 +109,7 @@ fn owners_can_be_changed_with_subids(bed: &mut Bed) {
     let outcome = bed.run(&spec);
     if bed.identity == As::Single {
         assert_ne!(outcome.result.unwrap().code, 0);
-        eprintln!("note: with the own ID alone owners can't be changed yet");
+        eprintln!("note: without a place to note owners (`ContainerSpec::owners`), the own ID alone can't change them");
         return;
     }
     assert_eq!(outcome.ok(), "33:44 4755\n");
